@@ -1,0 +1,69 @@
+"""A durable task worker for NATS JetStream: a small core, extended by plugins."""
+
+from __future__ import annotations
+
+from dagnats_worker._config import Credentials, WorkerConfig
+from dagnats_worker._context import SyncTaskContext, TaskContext
+from dagnats_worker._embedded import EmbeddedServer
+from dagnats_worker._envelope import HTTPEnvelope, TriggerEnvelope
+from dagnats_worker._handlers import Handler, TypedHandler, typed
+from dagnats_worker._outcome import Completed, Continued, Failed, Outcome, Paused, Released
+from dagnats_worker._retry import Retry
+from dagnats_worker._worker import Worker
+from dagnats_worker.errors import (
+    CapabilityMissingError,
+    ConnectError,
+    DagnatsError,
+    DelayTask,
+    EndTask,
+    NonRetryableError,
+    PluginError,
+    ReleaseTask,
+    RetryAfterError,
+    SkipTask,
+    StartError,
+    TaskFailedError,
+    TransportError,
+    UsageError,
+)
+from dagnats_worker.hookspecs import Capability, Checkpointable, Plugin, Signaler, hookimpl
+
+__all__ = [
+    "Capability",
+    "CapabilityMissingError",
+    "Checkpointable",
+    "Completed",
+    "ConnectError",
+    "Continued",
+    "Credentials",
+    "DagnatsError",
+    "DelayTask",
+    "EmbeddedServer",
+    "EndTask",
+    "Failed",
+    "HTTPEnvelope",
+    "Handler",
+    "NonRetryableError",
+    "Outcome",
+    "Paused",
+    "Plugin",
+    "PluginError",
+    "ReleaseTask",
+    "Released",
+    "Retry",
+    "RetryAfterError",
+    "Signaler",
+    "SkipTask",
+    "StartError",
+    "SyncTaskContext",
+    "TaskContext",
+    "TaskFailedError",
+    "TransportError",
+    "TriggerEnvelope",
+    "TypedHandler",
+    "UsageError",
+    "Worker",
+    "WorkerConfig",
+    "hookimpl",
+    "typed",
+]

@@ -1,0 +1,72 @@
+"""The verdict on a delivery, and the one place where it is sent."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import timedelta
+
+from dagnats_worker._inflight import InFlight
+from dagnats_worker._protocol import ACK, nak_frame, term_frame
+from dagnats_worker._transport import Transport
+from dagnats_worker.errors import TransportError
+
+logger = logging.getLogger("dagnats_worker.dispatcher")
+
+AT_ONCE = timedelta(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The task is done with; the message is removed from the work queue."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nak:
+    """The task is given back and is delivered again after ``delay``."""
+
+    delay: timedelta = AT_ONCE
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """The message can never be run; it is removed, and its copy lies in the dead letters."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Somebody else has the task now; nothing is said about it."""
+
+    reason: str
+
+
+Verdict = Ack | Nak | Term | Drop
+
+ACKED = Ack()
+
+
+def frame(verdict: Ack | Nak | Term) -> bytes:
+    """What the server understands of a verdict."""
+    match verdict:
+        case Ack():
+            return ACK
+        case Nak(delay):
+            return nak_frame(delay)
+        case Term(reason):
+            return term_frame(reason)
+
+
+async def settle(transport: Transport, inflight: InFlight, verdict: Verdict) -> None:
+    """Send the verdict; a message whose verdict is lost comes back when its lease has run out."""
+    if isinstance(verdict, Drop):
+        logger.warning("%s dropped: %s", inflight.delivery, verdict.reason)
+        return
+    try:
+        if inflight.source.confirm_leases:
+            await transport.request(inflight.ack_subject, frame(verdict))
+        else:
+            await transport.send(inflight.ack_subject, frame(verdict))
+    except TransportError as error:
+        logger.warning("%s: %s is lost, it will come again: %s", inflight.delivery, verdict, error)

@@ -1,0 +1,116 @@
+"""Before a task is run: is it done already, is its run cancelled, has it crashed too often?"""
+
+from __future__ import annotations
+
+import logging
+
+from dagnats_worker._ack import ACKED, Verdict
+from dagnats_worker._cancellation import Cancellations
+from dagnats_worker._config import WorkerConfig
+from dagnats_worker._counters import Counters
+from dagnats_worker._dead_letters import DeadLetters
+from dagnats_worker._ending import is_managed
+from dagnats_worker._events import Events
+from dagnats_worker._execution import Execution
+from dagnats_worker._outcome import Failed
+from dagnats_worker._protocol import STEP_CONTINUE, STEP_FAILED, decode_task
+from dagnats_worker._redelivery import Past, read_past
+from dagnats_worker.errors import DecodeError
+
+logger = logging.getLogger("dagnats_worker.dispatcher")
+
+TASKS_STREAM = "TASK_QUEUES"
+
+
+class Arrivals:
+    """Looks at a task before anything is published for it; a fresh first delivery costs nothing."""
+
+    def __init__(
+        self,
+        cancellations: Cancellations,
+        events: Events,
+        dead_letters: DeadLetters,
+        config: WorkerConfig,
+        counters: Counters,
+        *,
+        always_read_history: bool = False,
+    ) -> None:
+        self._cancellations = cancellations
+        self._events = events
+        self._dead_letters = dead_letters
+        self._config = config
+        self._counters = counters
+        self._always_read_history = always_read_history
+
+    async def check(self, execution: Execution) -> Verdict | None:
+        """The verdict on a task that is not to be run; None for one that is.
+
+        A task that has crashed its worker too often is not run either: its outcome is then set.
+
+        Raises:
+            TransportError: The history cannot be read; the task is to be given back.
+        """
+        if execution.delivery.deliveries > 1 or self._always_read_history:
+            self._counters.redelivered += execution.delivery.deliveries > 1
+            verdict = await self._look_back(execution)
+            if verdict is not None:
+                return verdict
+        if self._cancellations.is_fresh(execution):
+            return None
+        if await self._cancellations.is_cancelled(execution):
+            return self._skip_cancelled(execution)
+        return None
+
+    async def _look_back(self, execution: Execution) -> Verdict | None:
+        task = execution.task
+        events = await execution.environment.transport.history(
+            task.run_id,
+            since_ns=execution.delivery.timestamp_ns,
+            limit=self._config.history_events_max,
+        )
+        past = read_past(events, task.step_id)
+        if past.outcome is not None:
+            return await self._already_done(execution, past)
+        if past.cancelled:
+            return self._skip_cancelled(execution)
+        if not task.attempt and not execution.marked_managed:
+            execution.attempt = past.attempt
+        if past.crashes >= self._config.max_deliveries:
+            self._give_up(execution, past)
+        return None
+
+    async def _already_done(self, execution: Execution, past: Past) -> Verdict:
+        """Ack, after doing what a crash between the outcome and the ack may have left undone."""
+        logger.info("%s was ended by %s already", execution.delivery, past.outcome)
+        self._counters.skipped += 1
+        if past.outcome in (STEP_CONTINUE, STEP_FAILED) and not await is_managed(execution):
+            await self._finish(execution, past)
+        return ACKED
+
+    async def _finish(self, execution: Execution, past: Past) -> None:
+        if past.outcome == STEP_FAILED:
+            execution.attempt = max(1, past.attempt - 1)
+            await self._dead_letters.add(execution, past.failure)
+        elif not past.started_again and not await self._is_queued(execution):
+            await self._events.next_iteration(execution)
+
+    async def _is_queued(self, execution: Execution) -> bool:
+        """Whether the next turn of the loop waits in the work queue, behind this one."""
+        subject = execution.delivery.subject
+        newest = await execution.environment.transport.newest(TASKS_STREAM, [subject])
+        try:
+            return decode_task(newest[subject]).iteration > execution.task.iteration
+        except (KeyError, DecodeError):
+            return False
+
+    def _give_up(self, execution: Execution, past: Past) -> None:
+        text = f"gave up: the worker crashed {past.crashes} times in a row while it ran this task"
+        logger.error("%s: %s", execution.delivery, text)
+        execution.started_sequence = past.last_sequence
+        execution.outcome = Failed(text, "non_retriable")
+
+    def _skip_cancelled(self, execution: Execution) -> Verdict:
+        logger.info("%s skipped: its run is cancelled", execution.delivery)
+        self._counters.skipped += 1
+        self._counters.skipped_cancelled += 1
+        return ACKED

@@ -1,0 +1,163 @@
+"""Cancelled runs: queued tasks are skipped, running handlers are told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+import msgspec
+
+from dagnats_worker._config import WorkerConfig
+from dagnats_worker._ending import RUNS_STREAM, run_key_subject
+from dagnats_worker._execution import Execution
+from dagnats_worker._inflight import Ending, InFlight
+from dagnats_worker._protocol import WORKFLOW_CANCELLED, decode_event, history_subject
+from dagnats_worker._transport import Transport
+from dagnats_worker.errors import DecodeError, TransportError
+
+logger = logging.getLogger("dagnats_worker.cancellation")
+
+HISTORY_STREAM = "WORKFLOW_HISTORY"
+CANCELLED = "cancelled"
+
+
+class _Snapshot(msgspec.Struct):
+    status: str = ""
+
+
+_decode_snapshot = msgspec.json.Decoder(_Snapshot).decode
+
+
+def snapshot_is_cancelled(data: bytes) -> bool:
+    """Whether a run's snapshot, as the engine writes it, says cancelled."""
+    try:
+        return _decode_snapshot(data).status == CANCELLED
+    except ValueError:
+        return False
+
+
+def event_is_cancel(data: bytes) -> bool:
+    """Whether an event asks for the cancellation of its run."""
+    try:
+        return decode_event(data).type == WORKFLOW_CANCELLED
+    except DecodeError:
+        return False
+
+
+class Lookup:
+    """Asks for the newest message of many subjects; what is asked meanwhile goes into the next round."""
+
+    def __init__(self, transport: Transport, stream: str, batch_max: int) -> None:
+        self._transport = transport
+        self._stream = stream
+        self._batch_max = batch_max
+        self._waiting: dict[str, asyncio.Future[bytes | None]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    async def newest(self, subject: str) -> bytes | None:
+        future = self._waiting.get(subject)
+        if future is None:
+            future = asyncio.get_running_loop().create_future()
+            self._waiting[subject] = future
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._ask(), name=f"look up {self._stream}")
+        return await asyncio.shield(future)
+
+    async def _ask(self) -> None:
+        while self._waiting:
+            batch = dict(list(self._waiting.items())[: self._batch_max])
+            for subject in batch:
+                del self._waiting[subject]
+            found: Mapping[str, bytes] = {}
+            try:
+                found = await self._transport.newest(self._stream, list(batch))
+            except TransportError as error:
+                logger.warning("cannot tell which runs are cancelled, going on: %s", error)
+            for subject, future in batch.items():
+                if not future.done():
+                    future.set_result(found.get(subject))
+
+
+class Cancellations:
+    """Knows which runs are cancelled, as cheaply as the age of a task allows."""
+
+    def __init__(self, transport: Transport, config: WorkerConfig) -> None:
+        self._transport = transport
+        self._config = config
+        self._fresh_ns = int(config.fresh_for.total_seconds() * 1e9)
+        self._snapshots = Lookup(transport, RUNS_STREAM, config.cancel_lookups_max)
+        self._requests = Lookup(transport, HISTORY_STREAM, config.cancel_lookups_max)
+        self._watches: dict[str, tuple[list[InFlight], Callable[[], Awaitable[None]]]] = {}
+        self.with_engine = True
+
+    # ------------------------------------------------------------------ queued tasks
+
+    def is_fresh(self, execution: Execution) -> bool:
+        """Too young to have been cancelled; a clock that goes wrong makes nothing young."""
+        age_ns = time.time_ns() - execution.delivery.timestamp_ns
+        return 0 <= age_ns < self._fresh_ns
+
+    async def is_cancelled(self, execution: Execution) -> bool:
+        """Whether the run of a queued task is cancelled; False where nobody can tell."""
+        run_id = execution.task.run_id
+        if self.with_engine:
+            snapshot = await self._snapshots.newest(run_key_subject(run_id))
+            if snapshot is not None:
+                return snapshot_is_cancelled(snapshot)
+        if execution.marked_managed:
+            return False
+        newest = await self._requests.newest(history_subject(run_id))
+        return newest is not None and event_is_cancel(newest)
+
+    # ------------------------------------------------------------------ running handlers
+
+    async def watch(self, inflight: InFlight) -> None:
+        """Listen for the cancellation of a handler's run."""
+        inflight.watched = True
+        assert inflight.execution is not None, "only started handlers are watched"
+        run_id = inflight.execution.task.run_id
+        if run_id in self._watches:
+            self._watches[run_id][0].append(inflight)
+            return
+        watched = [inflight]
+
+        def on_event(_subject: str, data: bytes, _headers: Mapping[str, str]) -> None:
+            if event_is_cancel(data):
+                self._cancel(watched)
+
+        end = await self._transport.subscribe(history_subject(run_id), on_event)
+        self._watches[run_id] = (watched, end)
+
+    async def unwatch(self, inflight: InFlight) -> None:
+        """The handler has ended."""
+        assert inflight.execution is not None, "only started handlers are watched"
+        run_id = inflight.execution.task.run_id
+        watched, end = self._watches.get(run_id, ([], None))
+        if inflight in watched:
+            watched.remove(inflight)
+        if end is not None and not watched:
+            del self._watches[run_id]
+            await end()
+
+    async def poll(self) -> None:
+        """Look at the snapshots of the watched runs, for cancels that the engine decides itself."""
+        if not self._watches or not self.with_engine:
+            return
+        run_ids = list(self._watches)
+        for start in range(0, len(run_ids), self._config.cancel_lookups_max):
+            part = run_ids[start : start + self._config.cancel_lookups_max]
+            await self._poll_part(part)
+
+    async def _poll_part(self, run_ids: Iterable[str]) -> None:
+        by_subject = {run_key_subject(run_id): run_id for run_id in run_ids}
+        for subject, data in (await self._transport.newest(RUNS_STREAM, list(by_subject))).items():
+            watch = self._watches.get(by_subject[subject])
+            if watch is not None and snapshot_is_cancelled(data):
+                self._cancel(watch[0])
+
+    def _cancel(self, watched: list[InFlight]) -> None:
+        for inflight in list(watched):
+            logger.info("run of %s was cancelled; ending its handler", inflight.delivery)
+            inflight.interrupt(Ending.RUN_CANCELLED)

@@ -1,0 +1,156 @@
+"""What can be configured, and every bound of the worker, named and with its unit."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+
+DEFAULT_URL = "nats://127.0.0.1:4222"
+URL_VARIABLE = "NATS_URL"
+
+ACK_WAIT_DEFAULT = timedelta(seconds=300)
+"""AckWait of a durable that we create. Source: wire protocol, section 2.6."""
+
+TASK_TIMEOUT_DEFAULT = timedelta(hours=24)
+"""After this long a handler is given up, so that a lease is not renewed for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """How to authenticate, as nats-py has it; give at most one kind, TLS comes on top.
+
+    Attributes:
+        creds_file: A file with a JWT and an nkey seed.
+        nkey_seed: The seed itself, or a file that holds it.
+        tls: A context for TLS; required by servers that verify clients.
+    """
+
+    creds_file: Path | str | None = None
+    nkey_seed: str | None = field(default=None, repr=False)
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    token: str | None = field(default=None, repr=False)
+    tls: ssl.SSLContext | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """How a worker behaves, and the upper bound of everything that it queues, waits for or repeats.
+
+    Attributes:
+        url: Servers to connect to where the worker is given no connection, several separated by
+            commas; None for the environment variable ``NATS_URL``, else ``nats://127.0.0.1:4222``.
+        credentials: How to authenticate there.
+        drain_timeout: How long handlers may go on after a stop was asked for.
+        max_deliveries: How many times in a row a task may crash its worker before it fails for good.
+        confirm_start: Wait until ``step.started`` is stored before the handler runs.
+        go_ids: Message ids exactly as the Go worker writes them, with their collisions.
+        connect_timeout: For the first connection; later ones are tried for ever.
+        reconnect_wait: Between two attempts to reach a server that is gone.
+        publish_timeout: For one attempt to store an event.
+        publish_attempts: How many attempts to store an event before the task is given back.
+        request_timeout: For one request to the server's API.
+        redeliver_after: Delay of a task that is given back because NATS or a plugin failed.
+        waiting_max: How long a task that arrived without a free slot is held before it is given back.
+        pull_expires: How long an open pull of an idle task type lasts on the server.
+        pull_heartbeat: How often the server says that such a pull is alive.
+        drain_pull_expires: How long a pull for queued tasks may stay unanswered.
+        recover_wait_max: Longest pause between two attempts to bring a lost consumer back.
+        consumer_check_every: How often AckWait and the number of unacked tasks are read again.
+        fresh_for: A task younger than this is not looked up among the cancelled runs.
+        cancel_lookups_max: How many tasks one look at the cancelled runs covers.
+        cancel_watch_after: A handler that runs longer than this is watched for cancellation.
+        cancel_poll_every: How often the snapshots of watched runs are read.
+        loop_blocked_max: Leases are renewed for at most this long while the event loop is blocked.
+        loop_lag_warning: A loop that is blocked for longer than this is logged.
+        history_events_max: How many events of a run a redelivered task reads at most.
+        threads_extra: How many abandoned handler threads may exist beside ``max_tasks``.
+        processes_max: How many processes run handlers with ``executor="process"``.
+        pending_bytes_max: How many bytes may wait for a connection that is gone.
+        ack_pending_warning: Share of the durable's ``max_ack_pending`` at which a warning is logged.
+    """
+
+    url: str | None = None
+    credentials: Credentials = Credentials()
+    drain_timeout: timedelta = timedelta(seconds=30)
+    max_deliveries: int = 5
+    confirm_start: bool = False
+    go_ids: bool = False
+    connect_timeout: timedelta = timedelta(seconds=5)
+    reconnect_wait: timedelta = timedelta(milliseconds=500)
+    publish_timeout: timedelta = timedelta(seconds=5)
+    publish_attempts: int = 5
+    request_timeout: timedelta = timedelta(seconds=5)
+    redeliver_after: timedelta = timedelta(seconds=5)
+    waiting_max: timedelta = timedelta(seconds=1)
+    pull_expires: timedelta = timedelta(seconds=30)
+    pull_heartbeat: timedelta = timedelta(seconds=5)
+    drain_pull_expires: timedelta = timedelta(seconds=1)
+    recover_wait_max: timedelta = timedelta(seconds=5)
+    consumer_check_every: timedelta = timedelta(seconds=30)
+    fresh_for: timedelta = timedelta(seconds=1)
+    cancel_lookups_max: int = 256
+    cancel_watch_after: timedelta = timedelta(seconds=1)
+    cancel_poll_every: timedelta = timedelta(seconds=3)
+    loop_blocked_max: timedelta = timedelta(minutes=10)
+    loop_lag_warning: timedelta = timedelta(seconds=1)
+    history_events_max: int = 10_000
+    threads_extra: int = 32
+    processes_max: int = field(default_factory=lambda: os.cpu_count() or 1)
+    pending_bytes_max: int = 8 * 1024 * 1024
+    ack_pending_warning: float = 0.8
+
+    def __post_init__(self) -> None:
+        for name in ("max_deliveries", "publish_attempts", "processes_max", "cancel_lookups_max"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} is a whole number of at least 1, got {value!r}")
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if isinstance(value, timedelta) and value <= timedelta(0):
+                raise ValueError(f"{name} is longer than zero, got {value!r}")
+
+    @property
+    def urls(self) -> str:
+        """Where to connect when nothing else is said."""
+        return self.url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What the command line says; stronger than the code of the module that it runs.
+
+    Attributes:
+        url: None leaves what the code says, as every None here.
+    """
+
+    url: str | None = None
+    credentials: Credentials | None = None
+    max_tasks: int | None = None
+    drain_timeout: timedelta | None = None
+
+    def applied_to(self, config: WorkerConfig) -> WorkerConfig:
+        """The configuration with these stronger values in it."""
+        changes = {
+            name: getattr(self, name)
+            for name in ("url", "credentials", "drain_timeout")
+            if getattr(self, name) is not None
+        }
+        return replace(config, **changes)
+
+
+_installed = Overrides()
+
+
+def install_overrides(overrides: Overrides) -> None:
+    """Make these hold for every worker and client of this process that is made from now on."""
+    global _installed  # noqa: PLW0603 - one command line per process
+    _installed = overrides
+
+
+def installed_overrides() -> Overrides:
+    """What the command line of this process says."""
+    return _installed

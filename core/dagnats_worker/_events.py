@@ -1,0 +1,300 @@
+"""From outcomes to events in the history of the run, to stream chunks and to dead letters."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import timedelta
+
+import msgspec
+
+from dagnats_worker._config import WorkerConfig
+from dagnats_worker._counters import Counters
+from dagnats_worker._execution import Execution
+from dagnats_worker._outcome import Completed, Continued, Failed, Outcome, Paused, Released
+from dagnats_worker._plugins import Hooks
+from dagnats_worker._protocol import (
+    HEADER_MSG_ID,
+    IN_PROGRESS,
+    STEP_COMPLETED,
+    STEP_CONTINUE,
+    STEP_FAILED,
+    STEP_RELEASED,
+    STEP_STARTED,
+    Event,
+    continue_id,
+    decode_event,
+    encode_event,
+    encode_task,
+    event_id,
+    failure_payload,
+    go_event_id,
+    history_subject,
+    next_iteration_id,
+    stream_subject,
+    time_text,
+)
+from dagnats_worker._retry import retry_nats
+from dagnats_worker._transport import Stored, StoredEvent, Transport
+from dagnats_worker.errors import DagnatsError, DecodeError, PublishError
+from dagnats_worker.hookspecs import Message
+
+EXPECTED_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
+WRONG_LAST_SEQUENCE = (10071, 10164)
+FENCE_ATTEMPTS_MAX = 50
+
+RESOLUTIONS = (STEP_COMPLETED, STEP_FAILED, STEP_CONTINUE)
+
+
+class SupersededError(DagnatsError):
+    """Somebody else has started or ended the step since we started it."""
+
+
+class Sending:
+    """A message that is on its way to its stream."""
+
+    __slots__ = ("data", "future", "headers", "subject")
+
+    def __init__(
+        self, subject: str, data: bytes, headers: dict[str, str], future: asyncio.Future[Stored]
+    ) -> None:
+        self.subject = subject
+        self.data = data
+        self.headers = headers
+        self.future = future
+
+
+class Events:
+    """Publishes what a task does; every method but ``started`` returns once it is stored."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        hooks: Hooks,
+        config: WorkerConfig,
+        counters: Counters,
+        worker_id: str,
+    ) -> None:
+        self._transport = transport
+        self._hooks = hooks
+        self._config = config
+        self._counters = counters
+        self._worker_id = worker_id
+
+    async def started(self, execution: Execution) -> None:
+        """Send ``step.started``; stored only when ``confirm_start`` says so."""
+        event = self._event(execution, STEP_STARTED, msgspec.Raw(b""))
+        event.attempt_number = execution.attempt
+        message_id = self._id(execution, STEP_STARTED)
+        execution.started = await self._send(execution, event, message_id)
+        if self._config.confirm_start or execution.inflight.source.fenced:
+            await self.confirm_started(execution)
+
+    async def confirm_started(self, execution: Execution) -> None:
+        """Wait until ``step.started`` is stored, sending it again where it was not."""
+        if execution.started is not None and not execution.started_sequence:
+            stored = await self._stored(execution.started)
+            execution.started_sequence = stored.sequence
+
+    async def resolved(self, execution: Execution, outcome: Outcome) -> None:
+        """Publish an outcome.
+
+        Raises:
+            TransportError: It is not stored.
+            SupersededError: It must not be stored any more.
+        """
+        event, message_id = self._outcome_event(execution, outcome)
+        expected = execution.started_sequence if execution.fenced else 0
+        for _ in range(FENCE_ATTEMPTS_MAX):
+            duplicate = False
+            try:
+                sending = await self._send(execution, event, message_id, expected)
+                duplicate = (await self._stored(sending)).duplicate
+            except PublishError as error:
+                if error.code not in WRONG_LAST_SEQUENCE:
+                    raise
+            else:
+                if not duplicate:
+                    return
+            newest = await self._newer(execution, message_id)
+            if newest is None:
+                return
+            if duplicate:  # an older outcome holds the id within the dedup window, by accident
+                message_id = f"{message_id}.x{time.time_ns()}"
+            else:
+                expected = newest
+        raise PublishError(f"{event.type} of {execution.task.task_id}: its history never rests")
+
+    async def next_iteration(self, execution: Execution) -> None:
+        """Dispatch the next turn of an agent loop, which nobody else does without an engine."""
+        task = msgspec.structs.replace(execution.task, iteration=execution.task.iteration + 1)
+        headers = execution.trace_headers()
+        headers[HEADER_MSG_ID] = next_iteration_id(task.run_id, task.step_id, task.iteration)
+        await self.store(execution.delivery.subject, encode_task(task), headers)
+
+    async def store(self, subject: str, data: bytes, headers: dict[str, str]) -> Stored:
+        """Store any message, sending it again where NATS failed."""
+        future = await self._attempt(subject, data, headers)
+        return await self._stored(Sending(subject, data, headers, future))
+
+    async def chunk(self, execution: Execution, data: bytes) -> None:
+        """Send one chunk of a stream to whoever listens."""
+        task = execution.task
+        subject = stream_subject(task.run_id, task.step_id)
+        headers = execution.trace_headers()
+        if self._hooks.pre_publish:
+            message = Message(subject, headers)
+            await self._hooks.require(
+                self._hooks.pre_publish, ctx=execution.context, message=message
+            )
+        await self._transport.send(subject, data, headers or None)
+
+    async def heartbeat(self, execution: Execution) -> None:
+        """Renew the lease now."""
+        await self._transport.send(execution.inflight.ack_subject, IN_PROGRESS)
+
+    # ------------------------------------------------------------------ what an event says
+
+    def _outcome_event(self, execution: Execution, outcome: Outcome) -> tuple[Event, str]:
+        match outcome:
+            case Completed(output):
+                return self._step_event(execution, STEP_COMPLETED, output)
+            case Failed(error, failure_type, retry_after):
+                payload = failure_payload(error, failure_type, retry_after)
+                return self._step_event(execution, STEP_FAILED, payload)
+            case Continued(output):
+                event = self._event(execution, STEP_CONTINUE, msgspec.Raw(output))
+                event.worker_id = ""
+                task = execution.task
+                nonce_ns = time.time_ns()
+                return event, continue_id(task.run_id, task.step_id, task.iteration, nonce_ns)
+            case Released(reason, delay):
+                return self._step_event(execution, STEP_RELEASED, released_payload(reason, delay))
+            case Paused(_, duration):
+                return self._step_event(
+                    execution, STEP_RELEASED, released_payload("pause", duration)
+                )
+
+    def _step_event(self, execution: Execution, kind: str, payload: bytes) -> tuple[Event, str]:
+        event = self._event(execution, kind, msgspec.Raw(payload))
+        event.attempt_number = execution.task.attempt if self._config.go_ids else execution.attempt
+        return event, self._id(execution, kind)
+
+    def _event(self, execution: Execution, kind: str, payload: msgspec.Raw) -> Event:
+        task = execution.task
+        return Event(
+            type=kind,
+            run_id=task.run_id,
+            step_id=task.step_id,
+            timestamp=time_text(time.time_ns()),
+            payload=payload,
+            worker_id=self._worker_id,
+        )
+
+    def _id(self, execution: Execution, kind: str) -> str:
+        task = execution.task
+        if self._config.go_ids and kind != STEP_RELEASED:
+            attempt = execution.attempt if kind == STEP_STARTED else task.attempt
+            return go_event_id(task.run_id, task.step_id, kind, attempt)
+        counted = kind in (STEP_STARTED, STEP_RELEASED)
+        return event_id(
+            task.run_id,
+            task.step_id,
+            kind,
+            attempt=execution.attempt,
+            iteration=task.iteration,
+            deliveries=execution.delivery.deliveries if counted else 1,
+        )
+
+    # ------------------------------------------------------------------ getting it stored
+
+    async def _send(
+        self, execution: Execution, event: Event, message_id: str, expected: int = 0
+    ) -> Sending:
+        subject = history_subject(event.run_id)
+        headers = execution.trace_headers()
+        if self._hooks.pre_publish:
+            message = Message(subject, headers, event.type)
+            await self._hooks.require(
+                self._hooks.pre_publish, ctx=execution.context, message=message
+            )
+        headers[HEADER_MSG_ID] = message_id
+        if expected:
+            headers[EXPECTED_SEQUENCE] = str(expected)
+        event.trace_parent = headers.get("traceparent", "")
+        event.trace_state = headers.get("tracestate", "")
+        data = encode_event(event)
+        return Sending(subject, data, headers, await self._attempt(subject, data, headers))
+
+    async def _attempt(
+        self, subject: str, data: bytes, headers: dict[str, str]
+    ) -> asyncio.Future[Stored]:
+        """Send; a connection that cannot even take the message fails like one that never answers."""
+        try:
+            return await self._transport.publish(subject, data, headers)
+        except PublishError as error:
+            failed: asyncio.Future[Stored] = asyncio.get_running_loop().create_future()
+            failed.set_exception(error)
+            failed.exception()
+            return failed
+
+    async def _stored(self, sending: Sending) -> Stored:
+        try:
+            return await sending.future
+        except PublishError as error:
+            first_error: PublishError | None = error
+        attempts = 0
+
+        async def again() -> Stored:
+            nonlocal first_error, attempts
+            attempts += 1
+            if first_error is not None:
+                error, first_error = first_error, None
+                raise error
+            future = await self._transport.publish(sending.subject, sending.data, sending.headers)
+            stored = await future
+            # What our own lost attempt has stored is no accident of ids.
+            return Stored(stored.sequence)
+
+        return await retry_nats(
+            again, attempts=self._config.publish_attempts, before=self._count_retry
+        )
+
+    def _count_retry(self) -> None:
+        self._counters.publish_retries += 1
+
+    async def _newer(self, execution: Execution, message_id: str) -> int | None:
+        """Read what came after our start: None where our own event is there, else the newest one.
+
+        Raises:
+            SupersededError: The step was started or ended by somebody else.
+        """
+        task = execution.task
+        own_start = self._id(execution, STEP_STARTED)
+        newest = execution.started_sequence
+        events = await self._transport.history(
+            task.run_id, after_sequence=newest, limit=self._config.history_events_max
+        )
+        for stored in events:
+            newest = stored.sequence
+            if stored.message_id == message_id:
+                return None
+            event = _readable(stored)
+            if event is None or event.step_id != task.step_id or stored.message_id == own_start:
+                continue
+            if event.type in (STEP_STARTED, *RESOLUTIONS):
+                raise SupersededError(f"{event.type} by {event.worker_id or 'the engine'} is newer")
+        return newest
+
+
+def _readable(stored: StoredEvent) -> Event | None:
+    try:
+        return decode_event(stored.data)
+    except DecodeError:
+        return None
+
+
+def released_payload(reason: str, delay: timedelta) -> bytes:
+    """The payload of our own event type, for us and for people who read a history."""
+    delay_ms = int(delay.total_seconds() * 1000)
+    return msgspec.json.encode({"reason": reason, "delay_ms": delay_ms})

@@ -1,0 +1,127 @@
+"""The messages that a worker holds: what is known of each, from arrival until it is settled."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from dagnats_worker._transport import Delivery, Source
+
+if TYPE_CHECKING:
+    from dagnats_worker._execution import Execution
+
+RENEWALS_PER_LEASE = 3
+
+
+class Ending(Enum):
+    """Why the worker ends a task that would have gone on by itself."""
+
+    TIMEOUT = "timeout"
+    RUN_CANCELLED = "run cancelled"
+    DRAIN = "drain"
+    LEASE_LOST = "lease lost"
+
+
+class InFlight:
+    """One held message.
+
+    The thread that renews leases reads it, so what that thread reads is only ever replaced.
+
+    Attributes:
+        ack_subject: Of the newest delivery of this message that has reached us.
+        received_at: On the monotonic clock, as every ``_at`` here.
+        renew_at: When the lease is due to be renewed.
+        renew_until: From then on it is left to lapse.
+        started_at: When the handler was started; 0 before.
+        timeout_s: How long the handler may run.
+        in_handler: An interruption reaches the handler and nothing else.
+        waits_for_handler: The handler cannot be interrupted by a cancelled run; its end is awaited.
+        watched: The run is watched for cancellation.
+        cancelled_task: The interruption has cancelled ``task``.
+    """
+
+    __slots__ = (
+        "ack_subject",
+        "cancelled_task",
+        "delivery",
+        "ending",
+        "execution",
+        "in_handler",
+        "received_at",
+        "renew_at",
+        "renew_every_s",
+        "renew_until",
+        "source",
+        "started_at",
+        "task",
+        "timeout_s",
+        "waits_for_handler",
+        "watched",
+    )
+
+    def __init__(self, delivery: Delivery, source: Source, timeout_s: float) -> None:
+        now = time.monotonic()
+        self.delivery = delivery
+        self.source = source
+        self.ack_subject = delivery.ack_subject
+        self.received_at = now
+        self.renew_every_s = source.ack_wait.total_seconds() / RENEWALS_PER_LEASE
+        self.renew_at = now + self.renew_every_s
+        self.renew_until = now + timeout_s
+        self.timeout_s = timeout_s
+        self.started_at = 0.0
+        self.in_handler = False
+        self.waits_for_handler = False
+        self.watched = False
+        self.cancelled_task = False
+        self.ending: Ending | None = None
+        self.execution: Execution | None = None
+        self.task: asyncio.Task[None] | None = None
+
+    @property
+    def lease_may_have_lapsed(self) -> bool:
+        """Somebody else may have been given this message meanwhile."""
+        lease_s = self.renew_every_s * RENEWALS_PER_LEASE
+        return time.monotonic() - self.received_at > lease_s
+
+    def interrupt(self, ending: Ending) -> None:
+        """End the handler, for a reason that is then stronger than its outcome."""
+        if self.ending is not None:
+            return
+        self.ending = ending
+        if self.execution is not None:
+            self.execution.set_cancelled()
+        spared = self.waits_for_handler and ending is Ending.RUN_CANCELLED
+        if self.in_handler and not spared and self.task is not None:
+            self.cancelled_task = self.task.cancel()
+
+
+class Held:
+    """Every message that the worker holds, by stream and sequence."""
+
+    def __init__(self) -> None:
+        self._by_message: dict[tuple[str, int], InFlight] = {}
+
+    def __iter__(self) -> Iterator[InFlight]:
+        return iter(list(self._by_message.values()))
+
+    def __len__(self) -> int:
+        return len(self._by_message)
+
+    def add(self, inflight: InFlight) -> InFlight | None:
+        """Hold a message; where it is held already, return that one and take over its new lease."""
+        delivery = inflight.delivery
+        key = (delivery.stream, delivery.sequence)
+        other = self._by_message.setdefault(key, inflight)
+        if other is inflight:
+            return None
+        other.ack_subject = delivery.ack_subject
+        other.renew_at = inflight.renew_at
+        return other
+
+    def remove(self, inflight: InFlight) -> None:
+        delivery = inflight.delivery
+        del self._by_message[delivery.stream, delivery.sequence]

@@ -1,0 +1,218 @@
+"""One connection to NATS: how it is opened, what is known of it, who is told when it comes and goes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import nats
+import nats.errors
+from nats.aio.client import Client as NatsClient
+
+from dagnats_worker._config import Credentials, WorkerConfig
+from dagnats_worker.errors import ConnectError, describe
+
+logger = logging.getLogger("dagnats_worker.connection")
+
+OLDEST_SERVER = (2, 11)
+
+Listener = Callable[[], Awaitable[None]]
+
+
+class Connection:
+    """A nats-py client that was opened here, or handed over by the user."""
+
+    def __init__(self, client: NatsClient, *, owned: bool, quiet: bool = False) -> None:
+        self.client = client
+        self._level = logging.DEBUG if quiet else logging.WARNING
+        self.owned = owned
+        self.closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._on_lost: list[Listener] = []
+        self._on_back: list[Listener] = []
+        self._watch: asyncio.Task[None] | None = None
+        self._closing = False
+
+    def listen(self, *, lost: Listener | None = None, back: Listener | None = None) -> None:
+        """Be told when the connection is lost, and when it is there again."""
+        if lost is not None:
+            self._on_lost.append(lost)
+        if back is not None:
+            self._on_back.append(back)
+
+    async def lost(self) -> None:
+        if self._closing:
+            return
+        logger.log(self._level, "connection to NATS lost; reconnecting")
+        for listener in self._on_lost:
+            await listener()
+
+    async def back(self) -> None:
+        url = self.client.connected_url
+        logger.log(self._level, "connected to NATS again at %s", url.netloc if url else "?")
+        for listener in self._on_back:
+            await listener()
+
+    def ended(self, reason: str) -> None:
+        if not self.closed.done():
+            self.closed.set_result(reason)
+
+    def watch_handed_over(self, every_s: float) -> None:
+        """A client that we did not open tells us nothing, so its counters are looked at."""
+        self._watch = asyncio.create_task(self._look(every_s), name="dagnats-worker connection")
+
+    async def _look(self, every_s: float) -> None:
+        connected, reconnects = True, self.client.stats["reconnects"]
+        while not self.client.is_closed:
+            await asyncio.sleep(every_s)
+            now_connected = self.client.is_connected
+            now_reconnects = self.client.stats["reconnects"]
+            if connected and (not now_connected or now_reconnects != reconnects):
+                await self.lost()
+                connected = False
+            if not connected and now_connected:
+                await self.back()
+                connected = True
+            reconnects = now_reconnects
+        self.ended("the connection that was handed over has been closed")
+
+    async def flush(self, timeout_s: float) -> None:
+        """Wait until the server has seen everything that was sent; quiet when it is gone."""
+        try:
+            await self.client.flush(timeout=max(1, int(timeout_s)))
+        except (nats.errors.Error, TimeoutError, OSError, AttributeError) as error:
+            # AttributeError: nats-py's flush meets a transport that a reconnect has taken away.
+            logger.warning("could not flush the connection: %s", describe(error))
+
+    async def close(self) -> None:
+        """Close a connection that was opened here; leave one that was handed over alone."""
+        self._closing = True
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+        if self.owned and not self.client.is_closed:
+            await self.client.close()
+
+
+def client_options(config: WorkerConfig, urls: list[str], name: str) -> dict[str, Any]:
+    """What every connection of a worker is opened with."""
+    return {
+        "servers": urls,
+        "name": name,
+        "connect_timeout": 2,
+        "reconnect_time_wait": config.reconnect_wait.total_seconds(),
+        "max_reconnect_attempts": -1,
+        "ping_interval": 10,
+        "max_outstanding_pings": 2,
+        "pending_size": config.pending_bytes_max,
+        "skip_subject_validation": True,  # ours are checked where they are made, once
+        **credential_options(config.credentials),
+    }
+
+
+def credential_options(credentials: Credentials) -> dict[str, Any]:
+    """nats-py's keywords for what the user configured."""
+    options: dict[str, Any] = {}
+    if credentials.creds_file is not None:
+        options["user_credentials"] = str(credentials.creds_file)
+    if credentials.nkey_seed is not None:
+        seed = credentials.nkey_seed
+        key = "nkeys_seed_str" if seed.startswith("SU") else "nkeys_seed"
+        options[key] = seed
+    for key in ("user", "password", "token", "tls"):
+        value = getattr(credentials, key)
+        if value is not None:
+            options[key] = value
+    return options
+
+
+async def open_connection(
+    config: WorkerConfig, urls: list[str], name: str, *, quiet: bool = False
+) -> Connection:
+    """Connect, within ``connect_timeout``.
+
+    Args:
+        quiet: Losses and errors are logged for debugging only.
+
+    Raises:
+        ConnectError: Says what was tried, what came back, and how to start a server.
+    """
+    client = NatsClient()
+    connection = Connection(client, owned=True, quiet=quiet)
+    refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    last_error: list[Exception] = []
+
+    async def on_error(error: Exception) -> None:
+        last_error[:] = [error]
+        if isinstance(error, nats.errors.AuthorizationError) and not refused.done():
+            refused.set_result(None)
+        elif client.is_connected:
+            logger.log(logging.DEBUG if quiet else logging.WARNING, "NATS: %s", describe(error))
+
+    async def on_closed() -> None:
+        last = client.last_error
+        connection.ended(f"the server closed the connection for good: {last or 'no reason given'}")
+
+    options = client_options(config, urls, name)
+    opening = asyncio.create_task(
+        client.connect(
+            **options,
+            error_cb=on_error,
+            disconnected_cb=connection.lost,
+            reconnected_cb=connection.back,
+            closed_cb=on_closed,
+        )
+    )
+    timeout_s = config.connect_timeout.total_seconds()
+    first: set[asyncio.Future[None]] = {opening, refused}
+    await asyncio.wait(first, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    if opening.done() and opening.exception() is None:
+        return connection
+    await _give_up(opening, client)
+    reason = opening.exception() if opening.done() and not opening.cancelled() else None
+    raise ConnectError(
+        _no_server(urls, reason or (last_error[0] if last_error else None), timeout_s)
+    )
+
+
+async def _give_up(opening: asyncio.Task[None], client: NatsClient) -> None:
+    opening.cancel()
+    await asyncio.gather(opening, return_exceptions=True)
+    if client.is_connecting or client.is_connected or client.is_reconnecting:
+        await client.close()
+
+
+def _no_server(urls: list[str], reason: BaseException | None, timeout_s: float) -> str:
+    where = ", ".join(without_secrets(url) for url in urls)
+    if isinstance(reason, nats.errors.AuthorizationError):
+        return (
+            f"the NATS server at {where} refused the credentials; check user, token or creds file"
+        )
+    why = f" ({describe(reason)})" if reason is not None else ""
+    return (
+        f"no NATS server answered at {where} within {timeout_s:g} s{why}; start one with "
+        "`dagnats-worker server`, or name another with --url or NATS_URL"
+    )
+
+
+def without_secrets(url: str) -> str:
+    """The URL without user and password, for messages."""
+    scheme, separator, rest = url.rpartition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+
+
+def check_server(client: NatsClient) -> None:
+    """Refuse a server that lacks what the worker relies on.
+
+    Raises:
+        ConnectError: Names both versions.
+    """
+    version = client.connected_server_version
+    found = (version.major, version.minor)
+    if found < OLDEST_SERVER:
+        raise ConnectError(
+            f"nats-server {found[0]}.{found[1]}.{version.patch} is too old: "
+            f"{OLDEST_SERVER[0]}.{OLDEST_SERVER[1]} or newer is needed for batched reads of streams; "
+            "upgrade it, or `pip install 'dagnats-worker[embedded]'` and use --embedded"
+        )

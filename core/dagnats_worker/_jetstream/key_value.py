@@ -1,0 +1,134 @@
+"""Key-value buckets, with what nats-py's own interface lacks: headers and compare-and-set on delete."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import AsyncIterator, Mapping
+
+import nats.errors
+import nats.js.errors
+from nats.js import JetStreamContext
+
+from dagnats_worker._jetstream.replies import Replies
+from dagnats_worker._transport import Entry
+from dagnats_worker.errors import KeyValueError, PublishError, TransportError, describe
+
+WRONG_LAST_SEQUENCE = (10071, 10164)
+NO_MESSAGE = 10037
+STREAM_NOT_FOUND = 10059
+OPERATION = "KV-Operation"
+EXPECTED_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
+
+_key = re.compile(r"[-/_=.a-zA-Z0-9]+")
+
+
+class Bucket:
+    """One bucket, over the connection of the worker."""
+
+    def __init__(self, replies: Replies, jetstream: JetStreamContext, name: str) -> None:
+        self._replies = replies
+        self._jetstream = jetstream
+        self.name = name
+
+    async def get(self, key: str) -> Entry | None:
+        entry = await self._newest(key)
+        return None if entry is None or entry.deleted else entry
+
+    async def put(
+        self,
+        key: str,
+        value: bytes,
+        *,
+        headers: Mapping[str, str] | None = None,
+        expected_revision: int | None = None,
+    ) -> int:
+        sent = dict(headers or {})
+        if expected_revision is not None:
+            sent[EXPECTED_SEQUENCE] = str(expected_revision)
+        try:
+            stored = await (await self._replies.publish(self._subject(key), value, sent))
+        except PublishError as error:
+            if error.code in WRONG_LAST_SEQUENCE:
+                text = f"bucket {self.name!r}: {key!r} is not at revision {expected_revision}"
+                raise KeyValueError(text, conflict=True) from error
+            if error.code == 0:
+                raise KeyValueError(f"{self._missing()} ({error})") from error
+            raise KeyValueError(f"bucket {self.name!r}: {error}") from error
+        return stored.sequence
+
+    async def delete(self, key: str, *, expected_revision: int | None = None) -> None:
+        await self.put(key, b"", headers={OPERATION: "DEL"}, expected_revision=expected_revision)
+
+    async def keys(self) -> list[str]:
+        try:
+            bucket = await self._jetstream.key_value(self.name)
+            return await bucket.keys()
+        except nats.js.errors.NoKeysError:
+            return []
+        except nats.js.errors.NotFoundError as error:
+            raise KeyValueError(self._missing()) from error
+        except (nats.errors.Error, TimeoutError) as error:
+            raise KeyValueError(f"bucket {self.name!r}: {describe(error)}") from error
+
+    async def watch(self, key: str) -> AsyncIterator[Entry]:
+        try:
+            bucket = await self._jetstream.key_value(self.name)
+            watcher = await bucket.watch(key)
+        except nats.js.errors.NotFoundError as error:
+            raise KeyValueError(self._missing()) from error
+        except (nats.errors.Error, TimeoutError) as error:
+            raise KeyValueError(f"bucket {self.name!r}: {describe(error)}") from error
+        try:
+            async for change in watcher:
+                if change is not None:  # None says that the entries of before are all seen
+                    deleted = change.operation in ("DEL", "PURGE")
+                    yield Entry(
+                        change.key, change.value or b"", change.revision or 0, {}, deleted=deleted
+                    )
+        finally:
+            await watcher.stop()  # type: ignore[no-untyped-call]  # nats-py
+        raise KeyValueError(f"bucket {self.name!r}: the watch of {key!r} ended")
+
+    def _subject(self, key: str) -> str:
+        if not _key.fullmatch(key) or key.startswith(".") or key.endswith("."):
+            raise KeyValueError(
+                f"bucket {self.name!r}: {key!r} is not a key; letters, digits and -/_=. are allowed"
+            )
+        return f"$KV.{self.name}.{key}"
+
+    async def _newest(self, key: str) -> Entry | None:
+        subject = self._subject(key)
+        try:
+            answer = await self._replies.api(
+                f"STREAM.MSG.GET.KV_{self.name}", {"last_by_subj": subject}
+            )
+        except TransportError as error:
+            raise KeyValueError(f"bucket {self.name!r}: {error}") from error
+        error_found = answer.get("error")
+        if error_found:
+            if error_found.get("err_code") == NO_MESSAGE:
+                return None
+            if error_found.get("err_code") == STREAM_NOT_FOUND:
+                raise KeyValueError(self._missing())
+            raise KeyValueError(f"bucket {self.name!r}: {error_found.get('description')}")
+        message = answer["message"]
+        headers = _headers(base64.b64decode(message.get("hdrs", "")).decode(errors="replace"))
+        return Entry(
+            key,
+            base64.b64decode(message.get("data", "")),
+            int(message["seq"]),
+            headers,
+            deleted=headers.get(OPERATION) in ("DEL", "PURGE"),
+        )
+
+    def _missing(self) -> str:
+        return (
+            f"bucket {self.name!r} not found; start the engine, "
+            "or create the buckets with `dagnats-worker setup`"
+        )
+
+
+def _headers(block: str) -> dict[str, str]:
+    pairs = (line.partition(":") for line in block.split("\r\n")[1:] if ":" in line)
+    return {name.strip(): value.strip() for name, _, value in pairs}

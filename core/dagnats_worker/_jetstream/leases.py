@@ -1,0 +1,167 @@
+"""Renewal of leases, from a thread with a connection of its own.
+
+A handler that blocks the event loop then does not lose its lease: an acknowledgement subject takes
+``+WPI`` from any connection. Where a second connection cannot be opened, the loop renews.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable
+
+import nats.errors
+from nats.aio.client import Client as NatsClient
+
+from dagnats_worker._config import WorkerConfig
+from dagnats_worker._inflight import Ending, InFlight
+from dagnats_worker._jetstream.connection import Connection
+from dagnats_worker._protocol import IN_PROGRESS
+
+logger = logging.getLogger("dagnats_worker.leases")
+
+TICK_MAX_S = 1.0
+TICK_MIN_S = 0.01
+TICKS_PER_RENEWAL = 4
+THREAD_START_MAX_S = 10.0
+THREAD_END_MAX_S = 5.0
+
+Open = Callable[[], Awaitable[Connection]]
+
+
+class Leases:
+    """The leases that are to be kept, and how to renew those that are due."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self._held: dict[int, InFlight] = {}
+        self._blocked_max_s = config.loop_blocked_max.total_seconds()
+        self._lag_warning_s = config.loop_lag_warning.total_seconds()
+        self._loop = asyncio.get_running_loop()
+        self._loop_seen_at = time.monotonic()
+        self._lag_reported = False
+        self._tick_s = TICK_MAX_S
+        self._confirmations: set[asyncio.Task[None]] = set()
+        self.renewals = 0
+
+    def hold(self, inflight: InFlight) -> None:
+        self._held[id(inflight)] = inflight
+        if inflight.renew_every_s < self._tick_s * TICKS_PER_RENEWAL:
+            self._tick_s = max(TICK_MIN_S, inflight.renew_every_s / TICKS_PER_RENEWAL)
+
+    def release(self, inflight: InFlight) -> None:
+        self._held.pop(id(inflight), None)
+
+    def loop_is_alive(self) -> None:
+        """Called by the event loop, again and again."""
+        self._loop_seen_at = time.monotonic()
+        self._lag_reported = False
+
+    def _blocked(self, now: float) -> bool:
+        blocked_s = now - self._loop_seen_at
+        if blocked_s > self._lag_warning_s and not self._lag_reported:
+            self._lag_reported = True
+            logger.warning(
+                "the event loop has been blocked for %.1f s, by a handler that is async but does "
+                "not await; its leases are renewed for at most %.0f s. Make it a plain `def`, and "
+                "it runs in a thread",
+                blocked_s,
+                self._blocked_max_s,
+            )
+        return blocked_s > self._blocked_max_s
+
+    async def renew_due(self, client: NatsClient) -> None:
+        """Renew every lease that has used a third of its time."""
+        now = time.monotonic()
+        if self._blocked(now) or not client.is_connected:
+            return
+        for inflight in list(self._held.values()):
+            if inflight.renew_at > now or now > inflight.renew_until:
+                continue
+            inflight.renew_at = now + inflight.renew_every_s
+            self.renewals += 1
+            if inflight.source.confirm_leases:
+                self._confirm(client, inflight)
+            else:
+                await client.publish(inflight.ack_subject, IN_PROGRESS)
+
+    def _confirm(self, client: NatsClient, inflight: InFlight) -> None:
+        task = asyncio.create_task(self._ask(client, inflight), name="confirm lease")
+        self._confirmations.add(task)
+        task.add_done_callback(self._confirmations.discard)
+
+    async def _ask(self, client: NatsClient, inflight: InFlight) -> None:
+        """Without an answer within the lease, somebody else may hold the message."""
+        try:
+            lease_s = inflight.source.ack_wait.total_seconds()
+            await client.request(inflight.ack_subject, IN_PROGRESS, timeout=lease_s)
+        except (nats.errors.Error, TimeoutError):
+            if id(inflight) in self._held:
+                logger.warning("%s: its lease was not confirmed; giving it up", inflight.delivery)
+                self._loop.call_soon_threadsafe(inflight.interrupt, Ending.LEASE_LOST)
+
+    async def keep(self, client: NatsClient, stopped: Callable[[], bool]) -> None:
+        """Renew until told to stop; an error of one round does not end the renewal."""
+        while not stopped():
+            await asyncio.sleep(self._tick_s)
+            try:
+                await self.renew_due(client)
+            except (nats.errors.Error, OSError, RuntimeError) as error:
+                # RuntimeError: the table of leases changed while it was copied.
+                logger.debug("renewing leases: %r", error)
+
+    async def close(self) -> None:
+        """Stop renewing."""
+
+
+class LoopLeases(Leases):
+    """Renews on the worker's own loop, for a connection that cannot be opened a second time."""
+
+    def __init__(self, config: WorkerConfig, client: NatsClient) -> None:
+        super().__init__(config)
+        self._task = asyncio.create_task(self.keep(client, lambda: False), name="leases")
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+
+class ThreadLeases(Leases):
+    """Renews from a thread with a loop and a connection of its own."""
+
+    def __init__(self, config: WorkerConfig, open_connection: Open) -> None:
+        super().__init__(config)
+        self._open_connection = open_connection
+        self._stopped = threading.Event()
+        self._opened: asyncio.Future[None] = self._loop.create_future()
+        self._thread = threading.Thread(target=self._run, name="dagnats-worker-leases", daemon=True)
+
+    async def start(self) -> None:
+        """Open the second connection; raises what opening it raised."""
+        self._thread.start()
+        async with asyncio.timeout(THREAD_START_MAX_S):
+            await self._opened
+
+    def _run(self) -> None:
+        asyncio.run(self._renew())
+
+    async def _renew(self) -> None:
+        try:
+            connection = await self._open_connection()
+        except Exception as error:  # noqa: BLE001 - whatever it is, `start` raises it
+            self._loop.call_soon_threadsafe(self._opened.set_exception, error)
+            return
+        self._loop.call_soon_threadsafe(self._opened.set_result, None)
+        try:
+            await self.keep(connection.client, self._stopped.is_set)
+        finally:
+            with contextlib.suppress(nats.errors.Error, OSError):
+                await connection.close()
+
+    async def close(self) -> None:
+        self._stopped.set()
+        self._tick_s = TICK_MIN_S
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join, THREAD_END_MAX_S)

@@ -1,0 +1,313 @@
+"""Tasks from a pull consumer: pulls of our own, never for more than there are slots.
+
+At most two pulls are open. A task type that has tasks queued asks for exactly what is free, with
+``no_wait``, so that the reservation ends as soon as the queue is empty. An idle one keeps a pull for
+one message open, on which the server sends idle heartbeats. Which pull a message belongs to follows
+from their order: the server serves the pulls of a consumer first come first served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections import deque
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from dagnats_worker._config import WorkerConfig
+from dagnats_worker._jetstream.connection import Connection
+from dagnats_worker._jetstream.consumers import Consumers
+from dagnats_worker._protocol import NAK, parse_ack_subject
+from dagnats_worker._slots import Slots
+from dagnats_worker._transport import NO_HEADERS, ConsumerSpec, Delivery
+from dagnats_worker.errors import DagnatsError, TransportError
+
+logger = logging.getLogger("dagnats_worker.source")
+
+PULLS_OPEN_MAX = 2
+HEARTBEATS_MISSED_MAX = 2.5
+UNANSWERED_GRACE_S = 2.0
+RECOVER_WAIT_FIRST_S = 0.1
+LOOK_EVERY_S = 0.5
+
+
+class Pull:
+    """One open pull request."""
+
+    __slots__ = ("idle", "number", "overdue_at", "remaining")
+
+    def __init__(self, number: int, remaining: int, *, idle: bool, overdue_at: float) -> None:
+        self.number = number
+        self.remaining = remaining
+        self.idle = idle
+        self.overdue_at = overdue_at
+
+
+class PullSource:
+    """The tasks of one consumer. One reader, one subscription, renewed after each reconnect."""
+
+    confirm_leases = False
+    fenced = False
+
+    def __init__(
+        self, connection: Connection, consumers: Consumers, spec: ConsumerSpec, config: WorkerConfig
+    ) -> None:
+        self._connection = connection
+        self._client = connection.client
+        self._consumers = consumers
+        self._spec = spec
+        self._config = config
+        self._loop = asyncio.get_running_loop()
+        self._slots: Slots | None = None
+        self._arrived: deque[Delivery] = deque()
+        self._news = asyncio.Event()
+        self._pulls: deque[Pull] = deque()
+        self._count = 0
+        self._backlog = False
+        self._stopping = False
+        self._not_before = 0.0
+        self._consumer_lost = ""
+        self._subscription: Subscription | None = None
+        self._inbox = ""
+        self._tasks: list[asyncio.Task[None]] = []
+        self.name = spec.name
+        self.ack_wait = timedelta(seconds=30)
+
+    async def bind(self) -> None:
+        """Find or create the consumer; ``StartError`` where another one is in the way."""
+        self.name, self.ack_wait = await self._consumers.bind(self._spec)
+        self._request_subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._spec.stream}.{self.name}"
+
+    # ------------------------------------------------------------------ what the worker calls
+
+    async def deliveries(self, slots: Slots) -> AsyncIterator[Delivery]:
+        self._slots = slots
+        await self._subscribe()
+        self._connection.listen(lost=self._connection_lost, back=self._connection_back)
+        self._tasks = [
+            asyncio.create_task(self._keep_pulling(slots), name=f"pull {self.name}"),
+            asyncio.create_task(self._keep_informed(), name=f"consumer {self.name}"),
+        ]
+        arrived, news = self._arrived, self._news
+        while True:
+            while arrived:
+                yield arrived.popleft()
+            if self._stopping:
+                return
+            news.clear()
+            await news.wait()
+
+    def settled(self, delivery: Delivery) -> None:
+        pass
+
+    async def stop(self) -> None:
+        self._stopping = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._subscription is not None and self._client.is_connected:
+            await self._end_subscription(self._subscription)
+        self._subscription = None
+        while self._arrived:
+            delivery = self._arrived.popleft()
+            await self._client.publish(delivery.ack_subject, NAK)
+            if self._slots is not None:
+                self._slots.settled()
+        self._forget_pulls()
+        self._news.set()
+
+    async def close(self) -> None:
+        pass
+
+    # ------------------------------------------------------------------ messages from the server
+
+    async def _on_message(self, message: Msg) -> None:
+        reply = message.reply
+        if not reply.startswith("$JS.ACK."):
+            self._on_status(message)
+            return
+        info = parse_ack_subject(reply)
+        delivery = Delivery(
+            message.subject,
+            message.data,
+            message.headers or NO_HEADERS,
+            ack_subject=reply,
+            stream=info.stream,
+            deliveries=info.deliveries,
+            sequence=info.stream_sequence,
+            timestamp_ns=info.timestamp_ns,
+        )
+        # The count of pending messages leaves out those that wait to be delivered again.
+        self._backlog = info.pending > 0 or info.deliveries > 1
+        self._count_arrival()
+        self._arrived.append(delivery)
+        self._news.set()
+
+    def _count_arrival(self) -> None:
+        slots = self._slots
+        assert slots is not None, "deliveries() is what subscribes"
+        if not self._pulls:
+            slots.arrived(asked=False)
+        else:
+            pull = self._pulls[0]
+            pull.remaining -= 1
+            slots.arrived(asked=True, idle=pull.idle)
+            if pull.remaining == 0:
+                self._pulls.popleft()
+        slots.changed.set()
+
+    def _on_status(self, message: Msg) -> None:
+        headers = message.headers or {}
+        status = headers.get("Status", "")
+        number = int(message.subject.rpartition(".")[2])
+        pull = next((pull for pull in self._pulls if pull.number == number), None)
+        if pull is None:
+            return
+        if status == "100":
+            pull.overdue_at = self._loop.time() + self._heartbeats_s()
+            return
+        self._end_pull(pull)
+        reason = headers.get("Description", "").strip()
+        if status in ("404", "408"):
+            self._backlog = self._backlog and pull.idle
+        elif status == "503" or "Consumer Deleted" in reason:
+            self._consumer_lost = reason or "nobody answers for it"
+        else:
+            logger.warning("pull from %s ended: %s %s", self.name, status, reason)
+            self._not_before = self._loop.time() + LOOK_EVERY_S
+
+    def _heartbeats_s(self) -> float:
+        return self._config.pull_heartbeat.total_seconds() * HEARTBEATS_MISSED_MAX
+
+    def _end_pull(self, pull: Pull) -> None:
+        self._pulls.remove(pull)
+        if self._slots is not None:
+            self._slots.take_back(pull.remaining, idle=pull.idle)
+            self._slots.changed.set()
+
+    def _forget_pulls(self) -> None:
+        while self._pulls:
+            self._end_pull(self._pulls[0])
+
+    # ------------------------------------------------------------------ pulling
+
+    async def _keep_pulling(self, slots: Slots) -> None:
+        while True:
+            slots.changed.clear()
+            if self._client.is_connected and self._subscription is not None:
+                self._give_up_overdue()
+                if self._consumer_lost:
+                    await self._recover()
+                elif self._loop.time() >= self._not_before:
+                    await self._pull(slots)
+            alarm = self._loop.call_later(LOOK_EVERY_S, slots.changed.set)
+            await slots.changed.wait()
+            alarm.cancel()
+
+    async def _pull(self, slots: Slots) -> None:
+        while len(self._pulls) < PULLS_OPEN_MAX:
+            if self._backlog and (free := slots.free()):
+                slots.ask(free)
+                await self._request(free, idle=False)
+            elif not self._backlog and any(pull.idle for pull in self._pulls):
+                return
+            elif not self._backlog and slots.may_idle():
+                slots.ask_idle()
+                await self._request(1, idle=True)
+            else:
+                slots.want()
+                return
+
+    async def _request(self, batch: int, *, idle: bool) -> None:
+        self._count += 1
+        config = self._config
+        if idle:
+            body = {
+                "batch": batch,
+                "expires": _ns(config.pull_expires),
+                "idle_heartbeat": _ns(config.pull_heartbeat),
+            }
+            overdue_s = self._heartbeats_s()
+        else:
+            body = {"batch": batch, "expires": _ns(config.drain_pull_expires), "no_wait": True}
+            overdue_s = config.drain_pull_expires.total_seconds() + UNANSWERED_GRACE_S
+        pull = Pull(self._count, batch, idle=idle, overdue_at=self._loop.time() + overdue_s)
+        self._pulls.append(pull)
+        await self._client.publish(
+            self._request_subject, json.dumps(body).encode(), f"{self._inbox}.{pull.number}"
+        )
+
+    def _give_up_overdue(self) -> None:
+        now = self._loop.time()
+        for pull in [pull for pull in self._pulls if pull.overdue_at < now]:
+            logger.warning("pull from %s was not answered; asking again", self.name)
+            self._end_pull(pull)
+            self._consumer_lost = "it does not answer"
+
+    async def _recover(self) -> None:
+        """Bring the consumer back, for as long as it takes, and say so."""
+        self._forget_pulls()
+        wait_s = RECOVER_WAIT_FIRST_S
+        while self._consumer_lost and self._client.is_connected:
+            try:
+                await self.bind()
+            except DagnatsError as error:
+                logger.warning("consumer %s: %s; trying again", self.name, error)
+                await asyncio.sleep(wait_s)
+                wait_s = min(wait_s * 2, self._config.recover_wait_max.total_seconds())
+            else:
+                logger.info("consumer %s is there again (%s)", self.name, self._consumer_lost)
+                self._consumer_lost = ""
+
+    async def _keep_informed(self) -> None:
+        """Another process may change the lease, and another one's messages fill the durable."""
+        every_s = self._config.consumer_check_every.total_seconds()
+        while True:
+            await asyncio.sleep(every_s)
+            try:
+                self.ack_wait = await self._consumers.look(
+                    self._spec.stream, self.name, self._config.ack_pending_warning
+                )
+            except TransportError as error:
+                logger.debug("consumer %s: %s", self.name, error)
+
+    # ------------------------------------------------------------------ the connection
+
+    async def _subscribe(self) -> None:
+        self._inbox = self._client.new_inbox()
+        self._subscription = await self._client.subscribe(
+            f"{self._inbox}.*", cb=self._on_message, pending_msgs_limit=0, pending_bytes_limit=0
+        )
+
+    async def _connection_lost(self) -> None:
+        """Old pulls must not deliver to us after the reconnect, so their inbox is dropped."""
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None and not self._client.is_connected:
+            await subscription.unsubscribe()
+        elif subscription is not None:
+            await self._end_subscription(subscription)
+        self._forget_pulls()
+
+    async def _connection_back(self) -> None:
+        if self._stopping:
+            return
+        await self._subscribe()
+        self._backlog = True
+        if self._slots is not None:
+            self._slots.changed.set()
+
+    async def _end_subscription(self, subscription: Subscription) -> None:
+        """Unsubscribe, and still take what the server has sent before it knew."""
+        try:
+            async with asyncio.timeout(self._config.request_timeout.total_seconds()):
+                await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py
+        except (TimeoutError, Exception) as error:  # noqa: BLE001 - whatever nats-py makes of a dying connection
+            logger.debug("ending the subscription of %s: %r", self.name, error)
+
+
+def _ns(duration: timedelta) -> int:
+    return int(duration.total_seconds() * 1_000_000_000)

@@ -1,0 +1,112 @@
+"""How a step can end, as values, and which failure an exception is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Literal
+
+from dagnats_worker.errors import (
+    CapabilityMissingError,
+    NonRetryableError,
+    RetryAfterError,
+    UsageError,
+    describe,
+)
+
+FailureType = Literal["retriable", "non_retriable", "retry_after"]
+
+CAUSES_MAX = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The step is done.
+
+    Attributes:
+        output: JSON, or empty bytes for no payload at all.
+    """
+
+    output: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Continued:
+    """One iteration of an agent loop is done; the next one is to be dispatched."""
+
+    output: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The step failed.
+
+    Attributes:
+        error: What the engine and the client will read; never empty on the wire.
+        failure_type: Whether a retry can help, and who chooses its delay.
+        retry_after: With ``retry_after`` only.
+        exception: What the handler raised, for hooks and for the retry policy; not on the wire.
+    """
+
+    error: str
+    failure_type: FailureType
+    retry_after: timedelta | None = None
+    exception: BaseException | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """The handler asked to be run again after ``duration``; its checkpoint holds the marker."""
+
+    name: str
+    duration: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The task is given back unfinished, and comes again after ``delay``."""
+
+    reason: str
+    delay: timedelta = timedelta(0)
+
+
+Outcome = Completed | Continued | Failed | Paused | Released
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what caused it, outermost first; bounded, because a chain can be a ring."""
+    current: BaseException | None = error
+    for _ in range(CAUSES_MAX):
+        if current is None:
+            return
+        yield current
+        current = current.__cause__
+
+
+def failed(error: BaseException) -> Failed:
+    """Classify what a handler raised.
+
+    ``RetryAfterError`` is looked for before ``NonRetryableError``, and where one is found the text
+    is its own, without what was wrapped around it.
+
+    Source: wire protocol, section 4, check order for errors.
+    """
+    for cause in causes(error):
+        if isinstance(cause, RetryAfterError):
+            return Failed(describe(cause), "retry_after", cause.delay, error)
+    for cause in causes(error):
+        if isinstance(cause, NonRetryableError):
+            return Failed(describe(cause), "non_retriable", exception=error)
+    if isinstance(error, CapabilityMissingError | UsageError):
+        return Failed(describe(error), "non_retriable", exception=error)
+    return Failed(describe(error), "retriable", exception=error)
+
+
+def _text(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def is_outcome(value: Any) -> bool:
+    """Whether a plugin handed over an outcome and not something else."""
+    return isinstance(value, Completed | Continued | Failed | Paused | Released)

@@ -1,0 +1,290 @@
+"""What the core asks of NATS, as protocols: a real server and the in-memory one both answer.
+
+Everything here is data or a protocol; nothing does I/O.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from dagnats_worker._inflight import InFlight
+    from dagnats_worker._slots import Slots
+
+NO_HEADERS: Mapping[str, str] = {}
+
+
+class Delivery:
+    """One delivery of one task message.
+
+    Attributes:
+        subject: Where the task was published, ``task.<type>[.<group>].<run id>``.
+        data: The body, a TaskPayload as JSON.
+        headers: Message headers, as published.
+        ack_subject: Where an acknowledgement is sent; any connection may do so.
+        stream: The stream that holds the message.
+        deliveries: How many times the message has been delivered, 1 for the first time.
+        sequence: Sequence of the message in its stream.
+        timestamp_ns: When the stream stored the message, in nanoseconds since the epoch.
+    """
+
+    __slots__ = (
+        "ack_subject",
+        "data",
+        "deliveries",
+        "headers",
+        "sequence",
+        "stream",
+        "subject",
+        "timestamp_ns",
+    )
+
+    def __init__(
+        self,
+        subject: str,
+        data: bytes,
+        headers: Mapping[str, str],
+        *,
+        ack_subject: str,
+        stream: str,
+        deliveries: int,
+        sequence: int,
+        timestamp_ns: int,
+    ) -> None:
+        self.subject = subject
+        self.data = data
+        self.headers = headers
+        self.ack_subject = ack_subject
+        self.stream = stream
+        self.deliveries = deliveries
+        self.sequence = sequence
+        self.timestamp_ns = timestamp_ns
+
+    def __repr__(self) -> str:
+        return f"Delivery({self.subject!r}, sequence={self.sequence}, deliveries={self.deliveries})"
+
+    @property
+    def timestamp(self) -> datetime:
+        """When the stream stored the message."""
+        return datetime.fromtimestamp(self.timestamp_ns / 1e9, UTC)
+
+
+class Source(Protocol):
+    """Where the tasks of one task type and group come from.
+
+    A plugin may answer ``open_source`` with its own.
+
+    Attributes:
+        ack_wait: The lease: how long the server waits before it delivers again.
+        confirm_leases: Renewals and acks are requests; without an answer the lease is lost.
+        fenced: Every outcome is published only if nobody has started the step again.
+    """
+
+    @property
+    def ack_wait(self) -> timedelta: ...
+
+    @property
+    def confirm_leases(self) -> bool: ...
+
+    @property
+    def fenced(self) -> bool: ...
+
+    def deliveries(self, slots: Slots) -> AsyncIterator[Delivery]:
+        """Deliver tasks, never more than were asked for through ``slots``, until ``stop``."""
+        ...
+
+    def settled(self, delivery: Delivery) -> None:
+        """This delivery was acked, given back or lost; called once for each."""
+        ...
+
+    async def stop(self) -> None:
+        """Deliver no more, and give back what was delivered but not started."""
+        ...
+
+    async def close(self) -> None:
+        """Free what the source holds; called after the last handler has ended."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A message that its stream has stored.
+
+    Attributes:
+        sequence: Its sequence in the stream.
+        duplicate: The stream already had a message with that id, and kept only the older one.
+    """
+
+    sequence: int
+    duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """One message read back from the history stream."""
+
+    sequence: int
+    data: bytes
+    message_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One key of a bucket.
+
+    Attributes:
+        value: Empty where the key was deleted.
+        revision: The sequence of the write; what a compare-and-set expects.
+        headers: As they were put.
+        deleted: The newest write is a delete marker.
+    """
+
+    key: str
+    value: bytes
+    revision: int
+    headers: Mapping[str, str]
+    deleted: bool = False
+
+
+class KeyValue(Protocol):
+    """One key-value bucket.
+
+    Every method raises ``KeyValueError`` when the bucket is missing or the server does not answer.
+    """
+
+    async def get(self, key: str) -> Entry | None:
+        """The newest entry of a key; None where there is none or it was deleted."""
+        ...
+
+    async def put(
+        self,
+        key: str,
+        value: bytes,
+        *,
+        headers: Mapping[str, str] | None = None,
+        expected_revision: int | None = None,
+    ) -> int:
+        """Write a key and return its revision.
+
+        Raises:
+            KeyValueError: Also where ``expected_revision`` (0: no such key) is not the newest one;
+                its ``conflict`` is then true.
+        """
+        ...
+
+    async def delete(self, key: str, *, expected_revision: int | None = None) -> None:
+        """Leave a delete marker for a key."""
+        ...
+
+    async def keys(self) -> list[str]:
+        """The keys that have a value."""
+        ...
+
+    def watch(self, key: str) -> AsyncIterator[Entry]:
+        """The newest entry of a key (wildcards allowed), if there is one, then every change."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerSpec:
+    """A pull consumer that a task type needs.
+
+    Attributes:
+        name: Name of the durable; empty for an ephemeral one.
+        ack_wait: What the user asked for; None leaves what the consumer has.
+        inactive_threshold: After this long without a reader the server drops an ephemeral consumer.
+    """
+
+    stream: str
+    name: str
+    filter_subject: str
+    ack_wait: timedelta | None = None
+    inactive_threshold: timedelta | None = None
+
+
+class Leases(Protocol):
+    """Renews the lease of every message that the worker holds."""
+
+    def hold(self, inflight: InFlight) -> None: ...
+
+    def release(self, inflight: InFlight) -> None: ...
+
+    def loop_is_alive(self) -> None:
+        """Called by the event loop again and again; a silent loop's leases end some time."""
+        ...
+
+    @property
+    def renewals(self) -> int: ...
+
+
+class Transport(Protocol):
+    """A connection to NATS, as the core uses it."""
+
+    @property
+    def max_payload(self) -> int:
+        """Largest message that the server takes, headers included, in bytes."""
+        ...
+
+    @property
+    def connected(self) -> bool: ...
+
+    @property
+    def closed(self) -> asyncio.Future[str]:
+        """Done, with the reason, once the connection is gone for good."""
+        ...
+
+    async def publish(
+        self, subject: str, data: bytes, headers: dict[str, str]
+    ) -> asyncio.Future[Stored]:
+        """Send a message to the stream of its subject; the future is done when it is stored.
+
+        The future fails with ``PublishError``. Sending does not wait for the server.
+        """
+        ...
+
+    async def send(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> None:
+        """Send a message that nobody confirms: an acknowledgement, a stream chunk."""
+        ...
+
+    async def request(self, subject: str, data: bytes) -> bytes:
+        """Ask, and wait for one answer; ``TransportError`` where there is none in time."""
+        ...
+
+    async def subscribe(
+        self, subject: str, callback: Callable[[str, bytes, Mapping[str, str]], None]
+    ) -> Callable[[], Awaitable[None]]:
+        """Listen to a plain subject; returns what ends it."""
+        ...
+
+    async def history(
+        self, run_id: str, *, since_ns: int = 0, after_sequence: int = 0, limit: int
+    ) -> list[StoredEvent]:
+        """The stored events of a run, oldest first."""
+        ...
+
+    async def newest(self, stream: str, subjects: Sequence[str]) -> Mapping[str, bytes]:
+        """The newest message of each of these subjects that has one; one request for all."""
+        ...
+
+    def key_value(self, bucket: str) -> KeyValue: ...
+
+    async def has_stream(self, stream: str) -> bool: ...
+
+    async def open_source(self, spec: ConsumerSpec) -> Source:
+        """Bind to the consumer, or create it; ``StartError`` where that cannot work."""
+        ...
+
+    @property
+    def leases(self) -> Leases: ...
+
+    async def flush(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+ReadyCheck = Callable[[], Iterable[str]]
+Json = Any

@@ -1,0 +1,263 @@
+"""The worker: registrations, start, drain, stop. The only place where everything is put together."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dagnats_worker._config import WorkerConfig, installed_overrides
+from dagnats_worker._jetstream.transport import connect
+from dagnats_worker._naming import check_token, check_worker_id
+from dagnats_worker._plugins import Hooks
+from dagnats_worker._registry import Registry
+from dagnats_worker._running import RunningWorker
+from dagnats_worker._serve import serve
+from dagnats_worker._transport import Transport
+from dagnats_worker.errors import StartError, UsageError
+from dagnats_worker.hookspecs import Plugin, Stats, WorkerState
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client as NatsClient  # noqa: TID251 - the type of a parameter
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+logger = logging.getLogger("dagnats_worker.worker")
+
+MAX_TASKS_DEFAULT = 64
+PARTITIONS_MAX = 256
+"""Source: wire protocol, section 7.2."""
+
+
+def new_worker_id() -> str:
+    """An id that sorts by start time: ``worker-``, hex milliseconds, six random hex digits."""
+    return f"worker-{time.time_ns() // 1_000_000:x}{secrets.token_hex(3)}"
+
+
+class Worker:
+    """Takes tasks from a DagNats engine, or from a ``Client``, and runs handlers for them.
+
+    Making one touches nothing: it connects when it is started.
+
+    Args:
+        connection: A URL, a list of URLs, a nats-py client that is connected already (it is then
+            never closed here), or None for what the configuration says.
+        worker_id: A single token; made up when not given. Give one where a run is bound to its
+            worker across restarts.
+        groups: Serve only steps of these groups.
+        partitions: Split each task type into so many partitions; needs the plugin ``partitions``.
+        max_tasks: How many handlers run at once, over all task types.
+        plugins: Exactly these plugins.
+        config: Everything else.
+
+    Raises:
+        ValueError, TypeError: An argument that cannot work; names it and its value.
+
+    Source: dagnats worker/worker.go, NewWorker.
+    """
+
+    def __init__(
+        self,
+        connection: str | Sequence[str] | NatsClient | None = None,
+        *,
+        worker_id: str | None = None,
+        groups: Sequence[str] = (),
+        partitions: int = 0,
+        max_tasks: int = MAX_TASKS_DEFAULT,
+        plugins: Sequence[Plugin[Any]] | None = None,
+        config: WorkerConfig | None = None,
+    ) -> None:
+        overrides = installed_overrides()
+        max_tasks = overrides.max_tasks or max_tasks
+        if not isinstance(max_tasks, int) or isinstance(max_tasks, bool) or max_tasks < 1:
+            raise ValueError(f"max_tasks is a whole number of at least 1, got {max_tasks!r}")
+        if worker_id is not None:
+            check_worker_id(worker_id)
+        if isinstance(groups, str):
+            raise TypeError(f"groups is a list of names, got the text {groups!r}")
+        for group in groups:
+            check_token("group", group)
+        self.worker_id = worker_id or new_worker_id()
+        self.groups = tuple(groups)
+        self.partitions = _checked_partitions(partitions)
+        self.max_tasks = max_tasks
+        self.config = overrides.applied_to(config or WorkerConfig())
+        self._connection = overrides.url or connection
+        self._hooks = Hooks(plugins or ())
+        self._registry = Registry(max_tasks=max_tasks, processes_max=self.config.processes_max)
+        self._running: RunningWorker | None = None
+
+    # ------------------------------------------------------------------ registering handlers
+
+    def task(self, task_type: str, **options: Any) -> Callable[[F], F]:
+        """Register the decorated function for a task type, and leave it as it is.
+
+        Args:
+            task_type: One or more NATS tokens, joined by dots.
+            options: As in :meth:`handle`.
+        """
+
+        def register(function: F) -> F:
+            self.handle(task_type, function, **options)
+            return function
+
+        return register
+
+    def handle(self, task_type: str, handler: Callable[..., Any], **options: Any) -> None:
+        """Register a handler for a task type.
+
+        Args:
+            handler: Takes ``(ctx)``, ``(ctx, input)`` or ``(input)``. Async functions run on the
+                event loop, others in threads.
+            options: ``concurrency`` (handlers of this type at once), ``timeout`` and ``ack_wait``
+                (timedelta), ``retry`` (a ``Retry``, for runs without an engine), ``executor``
+                (``"async"``, ``"thread"``, ``"process"``), ``heartbeat`` (False: the lease is not
+                renewed by itself), ``needs`` (capabilities), ``unwrap_trigger``, and whatever the
+                plugins declare.
+
+        Raises:
+            TypeError, ValueError: A handler or an option that cannot work.
+            UsageError: The worker runs already, the type has a handler, or nobody knows the option.
+
+        Source: dagnats worker/worker.go, Handle.
+        """
+        self._register(task_type, handler, options, typed=False)
+
+    def handle_typed(self, task_type: str, handler: Callable[..., Any], **options: Any) -> None:
+        """Register a handler that must take an input, decoded by its annotation.
+
+        Source: dagnats worker/typed.go, HandleTyped.
+        """
+        self._register(task_type, handler, options, typed=True)
+
+    def handle_singleton(self, task_type: str, handler: Callable[..., Any], **options: Any) -> None:
+        """Register a handler of which at most one runs at a time, in the whole fleet.
+
+        Raises:
+            UsageError: The plugin ``singleton`` is not there; says what to install.
+
+        Source: dagnats worker/worker.go, HandleSingleton.
+        """
+        self._register(task_type, handler, {**options, "singleton": True}, typed=False)
+
+    def _register(
+        self, task_type: str, handler: Callable[..., Any], options: dict[str, Any], *, typed: bool
+    ) -> None:
+        if self._running is not None:
+            raise UsageError(f"{task_type!r} is registered too late: the worker runs already")
+        self._registry.add(task_type, handler, options, self._hooks.plugins, typed=typed)
+
+    # ------------------------------------------------------------------ running
+
+    async def start(self) -> None:
+        """Connect, check, and begin to take tasks.
+
+        Raises:
+            ConnectError: No server.
+            StartError: Something is missing or in the way; the message names the remedy.
+            PluginError: A plugin failed.
+
+        Source: dagnats worker/worker.go, Start.
+        """
+        if self._running is not None:
+            raise UsageError("the worker was started already; make another one to start again")
+        if not self._registry.all:
+            raise StartError("the worker has no handlers; register one with @worker.task(...)")
+        if self.partitions and not self._hooks.open_source:
+            raise StartError(
+                f"partitions={self.partitions} needs a plugin: pip install "
+                "'dagnats-worker[partitions]'"
+            )
+        self._registry.check_names(self.groups)
+        transport = await self._connect()
+        running = RunningWorker(self, self._registry, self._hooks, transport)
+        try:
+            await running.start()
+        except BaseException:
+            await running.abort()
+            raise
+        self._running = running
+
+    async def _connect(self) -> Transport:
+        return await connect(self._connection, self.config, name=self.worker_id)
+
+    async def stop(self, timeout: timedelta | None = None) -> None:
+        """Drain, and let go of everything; does nothing when there is nothing to stop.
+
+        Args:
+            timeout: How long handlers may go on; the configured ``drain_timeout`` when not given.
+
+        Source: dagnats worker/worker.go, Stop.
+        """
+        if self._running is not None:
+            await self._running.stop(timeout or self.config.drain_timeout)
+
+    async def cut(self) -> None:
+        """End a drain at once: handlers are cut off, and their tasks come again."""
+        if self._running is not None:
+            await self._running.cut()
+
+    async def __aenter__(self) -> Worker:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    def run(self) -> None:
+        """Run until SIGINT or SIGTERM, then drain; a second signal forces the end.
+
+        Raises:
+            SystemExit: With a code other than 0 when the drain had to give up, or the worker could
+                not go on.
+        """
+        code = serve(self)
+        if code:
+            raise SystemExit(code)
+
+    # ------------------------------------------------------------------ looking at it
+
+    @property
+    def state(self) -> WorkerState:
+        """What the worker is doing."""
+        return self._running.facade.state if self._running is not None else "starting"
+
+    @property
+    def drained(self) -> bool:
+        """Whether the last stop let every handler end by itself."""
+        return self._running is not None and self._running.drained
+
+    def stats(self) -> Stats:
+        """What the worker has done since it was started.
+
+        Raises:
+            UsageError: It was not started.
+        """
+        if self._running is None:
+            raise UsageError("a worker that was not started has no statistics")
+        return self._running.stats()
+
+    async def wait_stopped(self) -> str:
+        """Return, with the reason, when the worker cannot go on by itself."""
+        if self._running is None:
+            raise UsageError("the worker was not started")
+        return await self._running.broken()
+
+
+def _checked_partitions(partitions: int) -> int:
+    if not isinstance(partitions, int) or isinstance(partitions, bool):
+        raise TypeError(f"partitions is a whole number, got {partitions!r}")
+    if not 0 <= partitions <= PARTITIONS_MAX:
+        raise ValueError(
+            f"partitions is at most {PARTITIONS_MAX}, and not negative; got {partitions}"
+        )
+    return partitions
