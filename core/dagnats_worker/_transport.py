@@ -6,12 +6,14 @@ Everything here is data or a protocol; nothing does I/O.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
     from dagnats_worker._inflight import InFlight
     from dagnats_worker._slots import Slots
 
@@ -286,5 +288,6 @@ class Transport(Protocol):
     async def close(self) -> None: ...
 
 
-ReadyCheck = Callable[[], Iterable[str]]
-Json = Any
+def is_transport(connection: object) -> TypeIs[Transport]:
+    """Whether a transport itself was handed over, and not a way to connect one."""
+    return hasattr(connection, "open_source")

@@ -11,13 +11,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dagnats_worker._config import WorkerConfig, installed_overrides
-from dagnats_worker._jetstream.transport import connect
 from dagnats_worker._naming import check_token, check_worker_id
+from dagnats_worker._open import open_transport
 from dagnats_worker._plugins import Hooks
 from dagnats_worker._registry import Registry
 from dagnats_worker._running import RunningWorker
 from dagnats_worker._serve import serve
-from dagnats_worker._transport import Transport
+from dagnats_worker._transport import Transport, is_transport
 from dagnats_worker.errors import StartError, UsageError
 from dagnats_worker.hookspecs import Plugin, Stats, WorkerState
 
@@ -45,7 +45,8 @@ class Worker:
 
     Args:
         connection: A URL, a list of URLs, a nats-py client that is connected already (it is then
-            never closed here), or None for what the configuration says.
+            never closed here), a ``MemoryTransport`` of ``dagnats_worker.testing``, or None for
+            what the configuration says.
         worker_id: A single token; made up when not given. Give one where a run is bound to its
             worker across restarts.
         groups: Serve only steps of these groups.
@@ -62,7 +63,7 @@ class Worker:
 
     def __init__(
         self,
-        connection: str | Sequence[str] | NatsClient | None = None,
+        connection: str | Sequence[str] | NatsClient | Transport | None = None,
         *,
         worker_id: str | None = None,
         groups: Sequence[str] = (),
@@ -86,7 +87,7 @@ class Worker:
         self.partitions = _checked_partitions(partitions)
         self.max_tasks = max_tasks
         self.config = overrides.applied_to(config or WorkerConfig())
-        self._connection = overrides.url or connection
+        self._connection = connection if is_transport(connection) else overrides.url or connection
         self._hooks = Hooks(plugins or ())
         self._registry = Registry(max_tasks=max_tasks, processes_max=self.config.processes_max)
         self._running: RunningWorker | None = None
@@ -183,7 +184,7 @@ class Worker:
         self._running = running
 
     async def _connect(self) -> Transport:
-        return await connect(self._connection, self.config, name=self.worker_id)
+        return await open_transport(self._connection, self.config, name=self.worker_id)
 
     async def stop(self, timeout: timedelta | None = None) -> None:
         """Drain, and let go of everything; does nothing when there is nothing to stop.
