@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dagnats_worker._client import Client
 from dagnats_worker._config import Credentials, WorkerConfig
 from dagnats_worker._context import SyncTaskContext, TaskContext
 from dagnats_worker._embedded import EmbeddedServer
 from dagnats_worker._envelope import HTTPEnvelope, TriggerEnvelope
 from dagnats_worker._handlers import Handler, TypedHandler, typed
+from dagnats_worker._open import provision
 from dagnats_worker._outcome import Completed, Continued, Failed, Outcome, Paused, Released
 from dagnats_worker._retry import Retry
+from dagnats_worker._run import Run, RunEvent
+from dagnats_worker._status import RunStatus, StepStatus
 from dagnats_worker._worker import Worker
 from dagnats_worker.errors import (
     CapabilityMissingError,
@@ -16,10 +20,12 @@ from dagnats_worker.errors import (
     DagnatsError,
     DelayTask,
     EndTask,
+    EngineError,
     NonRetryableError,
     PluginError,
     ReleaseTask,
     RetryAfterError,
+    RunCancelledError,
     SkipTask,
     StartError,
     TaskFailedError,
@@ -32,6 +38,7 @@ __all__ = [
     "Capability",
     "CapabilityMissingError",
     "Checkpointable",
+    "Client",
     "Completed",
     "ConnectError",
     "Continued",
@@ -40,6 +47,7 @@ __all__ = [
     "DelayTask",
     "EmbeddedServer",
     "EndTask",
+    "EngineError",
     "Failed",
     "HTTPEnvelope",
     "Handler",
@@ -52,9 +60,14 @@ __all__ = [
     "Released",
     "Retry",
     "RetryAfterError",
+    "Run",
+    "RunCancelledError",
+    "RunEvent",
+    "RunStatus",
     "Signaler",
     "SkipTask",
     "StartError",
+    "StepStatus",
     "SyncTaskContext",
     "TaskContext",
     "TaskFailedError",
@@ -65,5 +78,6 @@ __all__ = [
     "Worker",
     "WorkerConfig",
     "hookimpl",
+    "provision",
     "typed",
 ]

@@ -70,6 +70,8 @@ class WorkerConfig:
         threads_extra: How many abandoned handler threads may exist beside ``max_tasks``.
         processes_max: How many processes run handlers with ``executor="process"``.
         pending_bytes_max: How many bytes may wait for a connection that is gone.
+        stream_chunks_max: How many chunks of a stream a client keeps for a reader that is slow.
+        follow_poll_every: How often a client looks for events that it was not told of.
         ack_pending_warning: Share of the durable's ``max_ack_pending`` at which a warning is logged.
     """
 
@@ -101,6 +103,8 @@ class WorkerConfig:
     threads_extra: int = 32
     processes_max: int = field(default_factory=lambda: os.cpu_count() or 1)
     pending_bytes_max: int = 8 * 1024 * 1024
+    stream_chunks_max: int = 10_000
+    follow_poll_every: timedelta = timedelta(seconds=10)
     ack_pending_warning: float = 0.8
 
     def __post_init__(self) -> None:

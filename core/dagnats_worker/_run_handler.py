@@ -17,7 +17,13 @@ from dagnats_worker._handlers import HandlerSpec
 from dagnats_worker._inflight import Ending, InFlight
 from dagnats_worker._outcome import Completed, Failed, Outcome, Released, failed, is_outcome
 from dagnats_worker._plugins import Hooks
-from dagnats_worker.errors import DagnatsError, NonRetryableError, ReleaseTask, TaskError, UsageError
+from dagnats_worker.errors import (
+    DagnatsError,
+    NonRetryableError,
+    ReleaseTask,
+    TaskError,
+    UsageError,
+)
 
 logger = logging.getLogger("dagnats_worker.task")
 

@@ -20,6 +20,7 @@
     ├── CapabilityMissingError       a handler used a plugin that is not there: step.failed non_retriable
     ├── SignalTimeoutError           also a TimeoutError
     ├── UsageError                   programmer error, raised at the call; out of a handler: non_retriable
+    ├── EngineError                  raised to a client whose request the engine refused
     ├── TaskFailedError              raised to a client that awaits a run which failed
     └── RunCancelledError            raised to a client that awaits a run which was cancelled
 
@@ -41,6 +42,7 @@ __all__ = [
     "DecodeError",
     "DelayTask",
     "EndTask",
+    "EngineError",
     "KeyValueError",
     "NonRetryableError",
     "PluginError",
@@ -202,6 +204,10 @@ class SignalTimeoutError(DagnatsError, TimeoutError):
 
 class UsageError(DagnatsError):
     """The API was used in a way that cannot work; raised at the call."""
+
+
+class EngineError(DagnatsError):
+    """The engine refused a request; in its own words."""
 
 
 class TaskFailedError(DagnatsError):

@@ -1,0 +1,275 @@
+"""The client: submits tasks and follows runs, with an engine or with nothing but a NATS server."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from dagnats_worker import _json
+from dagnats_worker._config import WorkerConfig, installed_overrides
+from dagnats_worker._naming import check_token
+from dagnats_worker._open import open_transport
+from dagnats_worker._plugins import Hooks
+from dagnats_worker._protocol import (
+    ABSENT,
+    HEADER_MSG_ID,
+    WORKFLOW_CANCELLED,
+    Event,
+    TaskPayload,
+    encode_event,
+    encode_task,
+    go_event_id,
+    history_subject,
+    is_subject_token,
+    queued_id,
+    task_subject,
+    time_text,
+)
+from dagnats_worker._retry import retry_nats
+from dagnats_worker._run import Run
+from dagnats_worker._status import RunStatus, status_from_events, status_from_snapshot
+from dagnats_worker._transport import Stored, Transport, is_transport
+from dagnats_worker._workflows import check_definition
+from dagnats_worker.errors import (
+    EngineError,
+    KeyValueError,
+    TransportError,
+    UsageError,
+)
+from dagnats_worker.hookspecs import Message, Plugin
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client as NatsClient  # noqa: TID251 - the type of a parameter
+
+NO_INPUT: Any = object()
+"""A task without input; None is an input, JSON's null."""
+
+RUN_ID_BYTES = 16
+
+
+class Client:
+    """Submits tasks to workers, and follows what becomes of them.
+
+    Example:
+        ```python
+        async with Client("nats://127.0.0.1:4222") as client:
+            run = await client.submit("greet", {"name": "Ada"})
+            print(await run.result(timeout=timedelta(seconds=10)))
+        ```
+
+    Args:
+        connection: As for a ``Worker``.
+        plugins: Their ``pre_publish`` is called for each message that is sent.
+        config: Everything else.
+    """
+
+    def __init__(
+        self,
+        connection: str | Sequence[str] | NatsClient | Transport | None = None,
+        *,
+        plugins: Sequence[Plugin[Any]] | None = None,
+        config: WorkerConfig | None = None,
+    ) -> None:
+        overrides = installed_overrides()
+        self.config = overrides.applied_to(config or WorkerConfig())
+        self._connection = connection if is_transport(connection) else overrides.url or connection
+        self._hooks = Hooks(plugins or ())
+        self._transport: Transport | None = None
+
+    async def connect(self) -> None:
+        """Connect; ``async with`` does it too.
+
+        Raises:
+            ConnectError: No server, or one that is too old.
+        """
+        if self._transport is None:
+            self._transport = await open_transport(
+                self._connection, self.config, name="dagnats-client", with_leases=False
+            )
+
+    async def close(self) -> None:
+        """Send what is still to be sent, and disconnect; a connection handed over stays open."""
+        transport, self._transport = self._transport, None
+        if transport is not None and not is_transport(self._connection):
+            if transport.connected:
+                await transport.flush()
+            await transport.close()
+
+    async def __aenter__(self) -> Client:
+        await self.connect()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    @property
+    def transport(self) -> Transport:
+        """The connection, as the core uses it.
+
+        Raises:
+            UsageError: Not connected.
+        """
+        if self._transport is None:
+            raise UsageError("the client is not connected; use `async with Client(...) as client`")
+        return self._transport
+
+    # ------------------------------------------------------------------ without an engine
+
+    async def submit(
+        self,
+        task_type: str,
+        input: Any = NO_INPUT,  # noqa: A002 - the protocol's word for it
+        *,
+        run_id: str | None = None,
+        step_id: str | None = None,
+        group: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        stream: bool = False,
+    ) -> Run:
+        """Put one task into the queue of its type.
+
+        Args:
+            input: Anything JSON can hold; bytes mean JSON.
+            run_id: A single token; made up when not given. The same run and step submitted again
+                within two minutes is not run again.
+            step_id: The task type when not given.
+            group: Only workers of this group take it.
+            headers: Of the task message.
+            metadata: Seen by the handler as ``ctx.metadata``.
+            stream: Listen to what the handler streams before the task is there, so that the first
+                chunk is not missed.
+
+        Raises:
+            UsageError, ValueError: A name or an input that cannot work.
+            PublishError: The queue did not take it.
+        """
+        check_token("task type", task_type)
+        if group is not None:
+            check_token("group", group)
+        run_id = run_id or secrets.token_hex(RUN_ID_BYTES)
+        if not is_subject_token(run_id):
+            raise ValueError(f"run_id is a single NATS token, got {run_id!r}")
+        step_id = step_id or task_type
+        task = TaskPayload(
+            task_id=f"{run_id}.{step_id}",
+            run_id=run_id,
+            step_id=step_id,
+            input=ABSENT if input is NO_INPUT else msgspec.Raw(_json.encode(input)),
+            metadata=dict(metadata or {}),
+        )
+        run = Run(self, run_id, step_id)
+        if stream:
+            await run.listen()
+        sent = {**(headers or {}), HEADER_MSG_ID: queued_id(run_id, step_id)}
+        subject = task_subject(task_type, run_id, group)
+        run.duplicate = (await self._store(subject, encode_task(task), sent)).duplicate
+        return run
+
+    def run(self, run_id: str, step_id: str = "") -> Run:
+        """A run that exists already.
+
+        Args:
+            step_id: The step whose end is the end of the run, where no engine manages it.
+        """
+        return Run(self, run_id, step_id)
+
+    async def cancel(self, run_id: str) -> None:
+        """Ask for the cancellation of a run: queued tasks are skipped, running handlers are told."""
+        event = Event(type=WORKFLOW_CANCELLED, run_id=run_id, timestamp=time_text(time.time_ns()))
+        headers = {HEADER_MSG_ID: go_event_id(run_id, "", WORKFLOW_CANCELLED)}
+        await self._store(history_subject(run_id), encode_event(event), headers)
+
+    async def signal(self, run_id: str, name: str, data: Any = None) -> None:
+        """Send a signal to a run; bytes go as they are, all else as JSON.
+
+        Raises:
+            KeyValueError: There is no bucket ``signals``, or the name is not a key.
+        """
+        value = bytes(data) if isinstance(data, bytes | bytearray) else _json.encode(data)
+        await self.transport.key_value("signals").put(f"{run_id}.{name}", value)
+
+    async def status(self, run_id: str) -> RunStatus:
+        """The state of a run: the engine's snapshot, or what its history says without an engine."""
+        try:
+            entry = await self.transport.key_value("workflow_runs").get(f"run.{run_id}")
+        except KeyValueError:
+            entry = None
+        if entry is not None:
+            return status_from_snapshot(entry.value)
+        events = [event async for event in self.run(run_id).events(follow=False)]
+        return status_from_events(run_id, events)
+
+    # ------------------------------------------------------------------ with an engine
+
+    async def start_workflow(
+        self,
+        name: str,
+        input: Any = NO_INPUT,  # noqa: A002 - the protocol's word for it
+    ) -> Run:
+        """Start a run of a registered workflow.
+
+        Raises:
+            EngineError: The engine refused, in its own words.
+            TransportError: No engine answers.
+        """
+        if not name:
+            raise UsageError("start_workflow needs the name of a registered workflow")
+        request: dict[str, Any] = {"workflow": name}
+        if input is not NO_INPUT:
+            request["input"] = msgspec.Raw(_json.encode(input))
+        answer = await self._ask_engine("api.runs.start", request)
+        return Run(self, str(answer["run_id"]))
+
+    async def register_workflow(self, definition: Mapping[str, Any]) -> None:
+        """Register a workflow definition, checked before it is sent.
+
+        Raises:
+            UsageError: A definition that the engine cannot take.
+            EngineError: The engine refused, in its own words.
+            TransportError: No engine answers.
+        """
+        check_definition(definition)
+        await self._ask_engine("api.workflows.register", dict(definition))
+
+    async def _ask_engine(self, subject: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            answer = _json.decode(
+                await self.transport.request(subject, msgspec.json.encode(request))
+            )
+        except TransportError as error:
+            raise TransportError(
+                f"no DagNats engine answers ({error}); start it, or use `submit`, which needs none"
+            ) from error
+        if not isinstance(answer, dict) or "error" in answer:
+            raise EngineError(str(answer.get("error") if isinstance(answer, dict) else answer))
+        return answer
+
+    # ------------------------------------------------------------------ sending
+
+    async def _store(self, subject: str, data: bytes, headers: dict[str, str]) -> Stored:
+        message = Message(subject, headers)
+        if self._hooks.pre_publish:
+            await self._hooks.require(self._hooks.pre_publish, ctx=None, message=message)
+        size = len(data) + sum(len(name) + len(text) + 4 for name, text in headers.items())
+        if size > self.transport.max_payload:
+            raise UsageError(
+                f"the task has {size} bytes, the server takes at most {self.transport.max_payload}; "
+                "store the input elsewhere and send a reference, or raise max_payload"
+            )
+
+        async def attempt() -> Stored:
+            future = await self.transport.publish(subject, data, message.headers)
+            return await future
+
+        return await retry_nats(attempt, attempts=self.config.publish_attempts)
