@@ -147,6 +147,7 @@ class Intake:
                 inflight.interrupt(Ending.DRAIN)
                 if inflight.task in self._waiting:
                     inflight.task.cancel()
+        self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
 
     async def wait(self, within_s: float) -> bool:
