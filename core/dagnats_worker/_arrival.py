@@ -99,13 +99,17 @@ class Arrivals:
         subject = execution.delivery.subject
         newest = await execution.environment.transport.newest(TASKS_STREAM, [subject])
         try:
-            return decode_task(newest[subject]).iteration > execution.task.iteration
+            waiting = decode_task(newest[subject])
         except (KeyError, DecodeError):
             return False
+        task = execution.task
+        return waiting.step_id == task.step_id and waiting.iteration > task.iteration
 
     def _give_up(self, execution: Execution, past: Past) -> None:
         text = f"gave up: the worker crashed {past.crashes} times in a row while it ran this task"
         logger.error("%s: %s", execution.delivery, text)
+        if not execution.task.attempt:
+            execution.attempt -= 1  # there is no next start; the last one is what failed
         execution.started_sequence = past.last_sequence
         execution.outcome = Failed(text, "non_retriable")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 
@@ -47,37 +47,38 @@ def event_is_cancel(data: bytes) -> bool:
 
 
 class Lookup:
-    """Asks for the newest message of many subjects; what is asked meanwhile goes into the next round."""
+    """Asks for the newest message of many subjects; what comes meanwhile goes into the next round."""
 
     def __init__(self, transport: Transport, stream: str, batch_max: int) -> None:
         self._transport = transport
         self._stream = stream
         self._batch_max = batch_max
-        self._waiting: dict[str, asyncio.Future[bytes | None]] = {}
+        self._waiting: list[tuple[str, asyncio.Future[bytes | None]]] = []
+        self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
 
-    async def newest(self, subject: str) -> bytes | None:
-        future = self._waiting.get(subject)
-        if future is None:
-            future = asyncio.get_running_loop().create_future()
-            self._waiting[subject] = future
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._ask(), name=f"look up {self._stream}")
-        return await asyncio.shield(future)
+    def newest(self, subject: str) -> asyncio.Future[bytes | None]:
+        """Done with the newest message of a subject, or None where there is none or no answer."""
+        future: asyncio.Future[bytes | None] = self._loop.create_future()
+        self._waiting.append((subject, future))
+        if self._task is None:
+            self._task = self._loop.create_task(self._ask(), name=f"look up {self._stream}")
+        return future
 
     async def _ask(self) -> None:
         while self._waiting:
-            batch = dict(list(self._waiting.items())[: self._batch_max])
-            for subject in batch:
-                del self._waiting[subject]
+            batch = self._waiting[: self._batch_max]
+            del self._waiting[: self._batch_max]
             found: Mapping[str, bytes] = {}
             try:
-                found = await self._transport.newest(self._stream, list(batch))
+                subjects = list({subject for subject, _ in batch})
+                found = await self._transport.newest(self._stream, subjects)
             except TransportError as error:
                 logger.warning("cannot tell which runs are cancelled, going on: %s", error)
-            for subject, future in batch.items():
+            for subject, future in batch:
                 if not future.done():
                     future.set_result(found.get(subject))
+        self._task = None
 
 
 class Cancellations:
@@ -90,6 +91,7 @@ class Cancellations:
         self._snapshots = Lookup(transport, RUNS_STREAM, config.cancel_lookups_max)
         self._requests = Lookup(transport, HISTORY_STREAM, config.cancel_lookups_max)
         self._watches: dict[str, tuple[list[InFlight], Callable[[], Awaitable[None]]]] = {}
+        self._unasked: set[str] = set()  # watched, and nobody has looked for earlier requests yet
         self.with_engine = True
 
     # ------------------------------------------------------------------ queued tasks
@@ -129,6 +131,7 @@ class Cancellations:
 
         end = await self._transport.subscribe(history_subject(run_id), on_event)
         self._watches[run_id] = (watched, end)
+        self._unasked.add(run_id)
 
     async def unwatch(self, inflight: InFlight) -> None:
         """The handler has ended."""
@@ -139,22 +142,33 @@ class Cancellations:
             watched.remove(inflight)
         if end is not None and not watched:
             del self._watches[run_id]
+            self._unasked.discard(run_id)
             await end()
 
     async def poll(self) -> None:
-        """Look at the snapshots of the watched runs, for cancels that the engine decides itself."""
-        if not self._watches or not self.with_engine:
-            return
+        """Look at the watched runs: for cancels that the engine decides itself, and once for those
+        that were asked for before the watch began.
+        """
         run_ids = list(self._watches)
         for start in range(0, len(run_ids), self._config.cancel_lookups_max):
             part = run_ids[start : start + self._config.cancel_lookups_max]
-            await self._poll_part(part)
+            if self.with_engine:
+                subjects = {run_key_subject(run_id): run_id for run_id in part}
+                await self._poll_part(RUNS_STREAM, subjects, snapshot_is_cancelled)
+            unasked = {
+                history_subject(run_id): run_id for run_id in part if run_id in self._unasked
+            }
+            if unasked:
+                await self._poll_part(HISTORY_STREAM, unasked, event_is_cancel)
+                self._unasked.difference_update(unasked.values())
 
-    async def _poll_part(self, run_ids: Iterable[str]) -> None:
-        by_subject = {run_key_subject(run_id): run_id for run_id in run_ids}
-        for subject, data in (await self._transport.newest(RUNS_STREAM, list(by_subject))).items():
-            watch = self._watches.get(by_subject[subject])
-            if watch is not None and snapshot_is_cancelled(data):
+    async def _poll_part(
+        self, stream: str, run_ids: Mapping[str, str], is_cancelled: Callable[[bytes], bool]
+    ) -> None:
+        newest = await self._transport.newest(stream, list(run_ids))
+        for subject, data in newest.items():
+            watch = self._watches.get(run_ids[subject])
+            if watch is not None and is_cancelled(data):
                 self._cancel(watch[0])
 
     def _cancel(self, watched: list[InFlight]) -> None:

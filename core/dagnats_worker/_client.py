@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import msgspec
 
 from dagnats_worker import _json
 from dagnats_worker._config import WorkerConfig, installed_overrides
+from dagnats_worker._load import effective_config, load_hooks
 from dagnats_worker._naming import check_token
 from dagnats_worker._open import open_transport
 from dagnats_worker._plugins import Hooks
@@ -64,7 +66,8 @@ class Client:
 
     Args:
         connection: As for a ``Worker``.
-        plugins: Their ``pre_publish`` is called for each message that is sent.
+        plugins: Exactly these; without it those that are installed. Their ``pre_publish`` is called
+            for each message that is sent.
         config: Everything else.
     """
 
@@ -73,12 +76,14 @@ class Client:
         connection: str | Sequence[str] | NatsClient | Transport | None = None,
         *,
         plugins: Sequence[Plugin[Any]] | None = None,
-        config: WorkerConfig | None = None,
+        config: WorkerConfig | Path | str | None = None,
     ) -> None:
         overrides = installed_overrides()
-        self.config = overrides.applied_to(config or WorkerConfig())
+        self.config = effective_config(config)
+        self._file = None if isinstance(config, WorkerConfig) else config
         self._connection = connection if is_transport(connection) else overrides.url or connection
-        self._hooks = Hooks(plugins or ())
+        self._plugins = plugins
+        self._hooks = Hooks()
         self._transport: Transport | None = None
 
     async def connect(self) -> None:
@@ -88,6 +93,7 @@ class Client:
             ConnectError: No server, or one that is too old.
         """
         if self._transport is None:
+            self._hooks = load_hooks(self._plugins, self.config, self._file)
             self._transport = await open_transport(
                 self._connection, self.config, name="dagnats-client", with_leases=False
             )

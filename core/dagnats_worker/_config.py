@@ -72,6 +72,8 @@ class WorkerConfig:
         pending_bytes_max: How many bytes may wait for a connection that is gone.
         stream_chunks_max: How many chunks of a stream a client keeps for a reader that is slow.
         follow_poll_every: How often a client looks for events that it was not told of.
+        hook_timeout: How long one call of a plugin's hook may take before it is cancelled.
+        plugin_failures_max: So many failures in a row, and an optional plugin is not called any more.
         ack_pending_warning: Share of the durable's ``max_ack_pending`` at which a warning is logged.
     """
 
@@ -105,6 +107,8 @@ class WorkerConfig:
     pending_bytes_max: int = 8 * 1024 * 1024
     stream_chunks_max: int = 10_000
     follow_poll_every: timedelta = timedelta(seconds=10)
+    hook_timeout: timedelta = timedelta(seconds=30)
+    plugin_failures_max: int = 10
     ack_pending_warning: float = 0.8
 
     def __post_init__(self) -> None:
@@ -129,12 +133,16 @@ class Overrides:
 
     Attributes:
         url: None leaves what the code says, as every None here.
+        options: Settings as ``plugin.key=value`` or ``worker.key=value``.
+        no_plugins: Load none of those that are installed.
     """
 
     url: str | None = None
     credentials: Credentials | None = None
     max_tasks: int | None = None
     drain_timeout: timedelta | None = None
+    options: tuple[str, ...] = ()
+    no_plugins: bool = False
 
     def applied_to(self, config: WorkerConfig) -> WorkerConfig:
         """The configuration with these stronger values in it."""

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from dagnats_worker import _json
 from dagnats_worker._execution import Execution
+from dagnats_worker._inflight import InFlight
 from dagnats_worker._outcome import (
     Completed,
     Continued,
@@ -20,7 +21,12 @@ from dagnats_worker._outcome import (
     failed,
     is_outcome,
 )
-from dagnats_worker.errors import CapabilityMissingError, RetryAfterError, UsageError
+from dagnats_worker.errors import (
+    CapabilityMissingError,
+    RetryAfterError,
+    UsageError,
+    describe,
+)
 from dagnats_worker.hookspecs import CHECKPOINTS, SIGNALS, Capability
 
 T = TypeVar("T")
@@ -332,7 +338,7 @@ def _bytes(data: Any) -> bytes:
 def _text(error: BaseException | str) -> str:
     if not isinstance(error, BaseException | str):
         raise UsageError(f"an error is an exception or a text, got {error!r}")
-    return str(error) or type(error).__name__
+    return describe(error) if isinstance(error, BaseException) else error
 
 
 def _exception(error: BaseException | str) -> BaseException | None:
@@ -341,3 +347,8 @@ def _exception(error: BaseException | str) -> BaseException | None:
 
 def _text_failure(error: str) -> Failed:
     return Failed(_text(error), "retriable")
+
+
+def inflight_of(ctx: BaseContext) -> InFlight:
+    """The held message behind a context; for the core, which plugins and handlers are not."""
+    return ctx._execution.inflight  # noqa: SLF001 - the one way in, beside the class

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 import msgspec
@@ -11,6 +12,8 @@ from dagnats_worker._execution import Execution
 from dagnats_worker._outcome import Failed, Outcome
 from dagnats_worker._protocol import dead_letter_headers, dead_subject, encode_task
 from dagnats_worker._transport import Delivery
+
+logger = logging.getLogger("dagnats_worker.dispatcher")
 
 NULL = msgspec.Raw(b"null")
 
@@ -40,7 +43,7 @@ class DeadLetters:
             subject=execution.delivery.subject,
         )
         subject = dead_subject(self._task_type, task.run_id, task.step_id)
-        await self._events.store(subject, encode_task(body), headers)
+        await self._store(subject, encode_task(body), headers, execution.delivery)
 
     async def add_undecodable(self, delivery: Delivery, error: str) -> None:
         """Copy a message that cannot be decoded, byte for byte."""
@@ -60,4 +63,17 @@ class DeadLetters:
         )
         headers["Nats-Msg-Id"] = f"dlq:{delivery.stream}:{delivery.sequence}"
         subject = dead_subject(self._task_type, run_id, step_id)
-        await self._events.store(subject, delivery.data, headers)
+        await self._store(subject, delivery.data, headers, delivery)
+
+    async def _store(
+        self, subject: str, data: bytes, headers: dict[str, str], delivery: Delivery
+    ) -> None:
+        """What came as one message can be stored as one: without headers, if it has to be."""
+        if not self._events.fits(data, headers):
+            logger.error(
+                "%s is so large that its dead letter has no headers; they are: %s",
+                delivery,
+                headers,
+            )
+            data, headers = delivery.data, {}
+        await self._events.store(subject, data, headers)

@@ -117,7 +117,8 @@ class Dispatcher:
         execution.outcome = outcome = ending.outcome
         if self._hooks.outcome_scope:
             scopes = self._hooks.outcome_scope
-            async with self._hooks.scope(scopes, ctx=execution.context, outcome=outcome):
+            ctx = execution.context
+            async with self._hooks.scope(scopes, vital=False, ctx=ctx, outcome=outcome):
                 await self._events.resolved(execution, outcome)
         else:
             await self._events.resolved(execution, outcome)

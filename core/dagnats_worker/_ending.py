@@ -88,6 +88,8 @@ def _fitting(execution: Execution, outcome: Outcome) -> Outcome:
         return outcome
     size = len(outcome.output)
     max_payload = execution.environment.transport.max_payload
+    if size < max_payload // 2:
+        return outcome
     traced = sum(map(len, execution.trace_headers().values()))
     if size + ENVELOPE_BYTES_MAX + 2 * traced <= max_payload:
         return outcome

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import timedelta
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -35,13 +36,13 @@ from dagnats_worker._protocol import (
     time_text,
 )
 from dagnats_worker._retry import retry_nats
-from dagnats_worker._transport import Stored, StoredEvent, Transport
+from dagnats_worker._transport import Stored, StoredEvent, Transport, message_size
 from dagnats_worker.errors import DagnatsError, DecodeError, PublishError
 from dagnats_worker.hookspecs import Message
 
 EXPECTED_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 WRONG_LAST_SEQUENCE = (10071, 10164)
-FENCE_ATTEMPTS_MAX = 50
+FENCE_ATTEMPTS_MAX = 200
 
 RESOLUTIONS = (STEP_COMPLETED, STEP_FAILED, STEP_CONTINUE)
 
@@ -51,17 +52,30 @@ class SupersededError(DagnatsError):
 
 
 class Sending:
-    """A message that is on its way to its stream."""
+    """A message that is on its way to its stream.
 
-    __slots__ = ("data", "future", "headers", "subject")
+    Attributes:
+        fence: What the history's newest sequence has to be where it is sent again, because the
+            first time may have been stored longer ago than the stream remembers ids; 0 for any.
+        resent: It was sent more than once.
+    """
+
+    __slots__ = ("data", "fence", "future", "headers", "resent", "subject")
 
     def __init__(
-        self, subject: str, data: bytes, headers: dict[str, str], future: asyncio.Future[Stored]
+        self,
+        subject: str,
+        data: bytes,
+        headers: dict[str, str],
+        future: asyncio.Future[Stored],
+        fence: int = 0,
     ) -> None:
         self.subject = subject
         self.data = data
         self.headers = headers
         self.future = future
+        self.fence = fence
+        self.resent = False
 
 
 class Events:
@@ -80,6 +94,7 @@ class Events:
         self._config = config
         self._counters = counters
         self._worker_id = worker_id
+        self._fences: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def started(self, execution: Execution) -> None:
         """Send ``step.started``; stored only when ``confirm_start`` says so."""
@@ -87,14 +102,23 @@ class Events:
         event.attempt_number = execution.attempt
         message_id = self._id(execution, STEP_STARTED)
         execution.started = await self._send(execution, event, message_id)
-        if self._config.confirm_start or execution.inflight.source.fenced:
+        again = execution.delivery.deliveries > 1  # it may kill its worker, and that is to count
+        if again or self._config.confirm_start or execution.inflight.source.fenced:
             await self.confirm_started(execution)
+        else:
+            await asyncio.sleep(0)
 
     async def confirm_started(self, execution: Execution) -> None:
         """Wait until ``step.started`` is stored, sending it again where it was not."""
-        if execution.started is not None and not execution.started_sequence:
-            stored = await self._stored(execution.started)
-            execution.started_sequence = stored.sequence
+        sending = execution.started
+        if sending is None or execution.started_sequence:
+            return
+        stored = await self._stored(sending)
+        if stored.duplicate and not sending.resent:
+            # An older start holds the id within the dedup window, and ours is not there.
+            sending.headers[HEADER_MSG_ID] += _distinct()
+            stored = await self.store(sending.subject, sending.data, sending.headers)
+        execution.started_sequence = stored.sequence
 
     async def resolved(self, execution: Execution, outcome: Outcome) -> None:
         """Publish an outcome.
@@ -104,7 +128,18 @@ class Events:
             SupersededError: It must not be stored any more.
         """
         event, message_id = self._outcome_event(execution, outcome)
-        expected = execution.started_sequence if execution.fenced else 0
+        if not execution.fenced:
+            await self._resolve(execution, event, message_id, 0)
+            return
+        run_id = execution.task.run_id
+        # Outcomes of one run break each other's fences, so they do not even try at the same time.
+        async with self._fences.setdefault(run_id, asyncio.Lock()):
+            await self._resolve(execution, event, message_id, execution.started_sequence)
+
+    async def _resolve(
+        self, execution: Execution, event: Event, message_id: str, expected: int
+    ) -> None:
+        seen = execution.started_sequence
         for _ in range(FENCE_ATTEMPTS_MAX):
             duplicate = False
             try:
@@ -116,13 +151,14 @@ class Events:
             else:
                 if not duplicate:
                     return
-            newest = await self._newer(execution, message_id)
+            newest = await self._newer(execution, message_id, seen)
             if newest is None:
                 return
+            seen = newest
             if duplicate:  # an older outcome holds the id within the dedup window, by accident
-                message_id = f"{message_id}.x{time.time_ns()}"
+                message_id += _distinct()
             else:
-                expected = newest
+                expected = seen
         raise PublishError(f"{event.type} of {execution.task.task_id}: its history never rests")
 
     async def next_iteration(self, execution: Execution) -> None:
@@ -134,8 +170,12 @@ class Events:
 
     async def store(self, subject: str, data: bytes, headers: dict[str, str]) -> Stored:
         """Store any message, sending it again where NATS failed."""
-        future = await self._attempt(subject, data, headers)
+        future = await self._transport.publish(subject, data, headers)
         return await self._stored(Sending(subject, data, headers, future))
+
+    def fits(self, data: bytes, headers: dict[str, str]) -> bool:
+        """Whether the server takes a message of that size."""
+        return message_size(data, headers) <= self._transport.max_payload
 
     async def chunk(self, execution: Execution, data: bytes) -> None:
         """Send one chunk of a stream to whoever listens."""
@@ -224,19 +264,8 @@ class Events:
         event.trace_parent = headers.get("traceparent", "")
         event.trace_state = headers.get("tracestate", "")
         data = encode_event(event)
-        return Sending(subject, data, headers, await self._attempt(subject, data, headers))
-
-    async def _attempt(
-        self, subject: str, data: bytes, headers: dict[str, str]
-    ) -> asyncio.Future[Stored]:
-        """Send; a connection that cannot even take the message fails like one that never answers."""
-        try:
-            return await self._transport.publish(subject, data, headers)
-        except PublishError as error:
-            failed: asyncio.Future[Stored] = asyncio.get_running_loop().create_future()
-            failed.set_exception(error)
-            failed.exception()
-            return failed
+        future = await self._transport.publish(subject, data, headers)
+        return Sending(subject, data, headers, future, execution.started_sequence)
 
     async def _stored(self, sending: Sending) -> Stored:
         try:
@@ -251,10 +280,11 @@ class Events:
             if first_error is not None:
                 error, first_error = first_error, None
                 raise error
+            sending.resent = True
+            if sending.fence:
+                sending.headers.setdefault(EXPECTED_SEQUENCE, str(sending.fence))
             future = await self._transport.publish(sending.subject, sending.data, sending.headers)
-            stored = await future
-            # What our own lost attempt has stored is no accident of ids.
-            return Stored(stored.sequence)
+            return await future
 
         return await retry_nats(
             again, attempts=self._config.publish_attempts, before=self._count_retry
@@ -263,28 +293,34 @@ class Events:
     def _count_retry(self) -> None:
         self._counters.publish_retries += 1
 
-    async def _newer(self, execution: Execution, message_id: str) -> int | None:
-        """Read what came after our start: None where our own event is there, else the newest one.
+    async def _newer(self, execution: Execution, message_id: str, seen: int) -> int | None:
+        """Read what came after ``seen``: None where our own event is there, else the newest one.
 
         Raises:
             SupersededError: The step was started or ended by somebody else.
         """
         task = execution.task
         own_start = self._id(execution, STEP_STARTED)
-        newest = execution.started_sequence
         events = await self._transport.history(
-            task.run_id, after_sequence=newest, limit=self._config.history_events_max
+            task.run_id, after_sequence=seen, limit=self._config.history_events_max
         )
         for stored in events:
-            newest = stored.sequence
+            seen = stored.sequence
             if stored.message_id == message_id:
                 return None
             event = _readable(stored)
-            if event is None or event.step_id != task.step_id or stored.message_id == own_start:
+            if event is None or event.step_id != task.step_id:
+                continue
+            if stored.message_id == own_start and event.worker_id == self._worker_id:
                 continue
             if event.type in (STEP_STARTED, *RESOLUTIONS):
                 raise SupersededError(f"{event.type} by {event.worker_id or 'the engine'} is newer")
-        return newest
+        return seen
+
+
+def _distinct() -> str:
+    """What makes a message id one that nobody else has."""
+    return f".x{time.time_ns()}"
 
 
 def _readable(stored: StoredEvent) -> Event | None:

@@ -35,7 +35,7 @@ class Facade:
         partitions: int,
         max_tasks: int,
         task_types: tuple[TaskType, ...],
-        plugins: tuple[PluginState, ...],
+        plugins: Callable[[], tuple[PluginState, ...]],
         transport: Transport,
         stats: Callable[[], Stats],
     ) -> None:
@@ -45,13 +45,17 @@ class Facade:
         self.partitions = partitions
         self.max_tasks = max_tasks
         self.task_types = task_types
-        self.plugins = plugins
+        self._plugins = plugins
         self.stats = stats
         self.capabilities: dict[Capability[Any], Callable[[BaseContext], Any]] = {}
         self.state: WorkerState = "starting"
         self._transport = transport
         self._changed = asyncio.Condition()
         self._background: set[asyncio.Task[None]] = set()
+
+    @property
+    def plugins(self) -> tuple[PluginState, ...]:
+        return self._plugins()
 
     @property
     def max_payload(self) -> int:

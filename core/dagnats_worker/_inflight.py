@@ -6,12 +6,13 @@ import asyncio
 import time
 from collections.abc import Iterator
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dagnats_worker._transport import Delivery, Source
 
 if TYPE_CHECKING:
     from dagnats_worker._execution import Execution
+    from dagnats_worker._hook_calls import Implementation
 
 RENEWALS_PER_LEASE = 3
 
@@ -33,12 +34,14 @@ class InFlight:
     Attributes:
         ack_subject: Of the newest delivery of this message that has reached us.
         received_at: On the monotonic clock, as every ``_at`` here.
-        renew_at: When the lease is due to be renewed.
+        renewed_at: When the lease was renewed last.
         renew_until: From then on it is left to lapse.
         started_at: When the handler was started; 0 before.
         timeout_s: How long the handler may run.
         in_handler: An interruption reaches the handler and nothing else.
         waits_for_handler: The handler cannot be interrupted by a cancelled run; its end is awaited.
+        hook: The plugin's hook that is awaited now, ``hook_since`` then; ``hook_late`` when the
+            watchdog has cancelled it.
         watched: The run is watched for cancellation.
         cancelled_task: The interruption has cancelled ``task``.
     """
@@ -49,11 +52,13 @@ class InFlight:
         "delivery",
         "ending",
         "execution",
+        "hook",
+        "hook_late",
+        "hook_since",
         "in_handler",
         "received_at",
-        "renew_at",
-        "renew_every_s",
         "renew_until",
+        "renewed_at",
         "source",
         "started_at",
         "task",
@@ -68,8 +73,7 @@ class InFlight:
         self.source = source
         self.ack_subject = delivery.ack_subject
         self.received_at = now
-        self.renew_every_s = source.ack_wait.total_seconds() / RENEWALS_PER_LEASE
-        self.renew_at = now + self.renew_every_s
+        self.renewed_at = now
         self.renew_until = now + timeout_s
         self.timeout_s = timeout_s
         self.started_at = 0.0
@@ -79,12 +83,20 @@ class InFlight:
         self.cancelled_task = False
         self.ending: Ending | None = None
         self.execution: Execution | None = None
-        self.task: asyncio.Task[None] | None = None
+        self.hook: Implementation | None = None
+        self.hook_since = 0.0
+        self.hook_late = False
+        self.task: asyncio.Task[Any] | None = None
+
+    @property
+    def renew_every_s(self) -> float:
+        """The source's lease may change while the message is held, so it is asked each time."""
+        return self.source.ack_wait.total_seconds() / RENEWALS_PER_LEASE
 
     @property
     def lease_may_have_lapsed(self) -> bool:
         """Somebody else may have been given this message meanwhile."""
-        lease_s = self.renew_every_s * RENEWALS_PER_LEASE
+        lease_s = self.source.ack_wait.total_seconds()
         return time.monotonic() - self.received_at > lease_s
 
     def interrupt(self, ending: Ending) -> None:
@@ -119,7 +131,7 @@ class Held:
         if other is inflight:
             return None
         other.ack_subject = delivery.ack_subject
-        other.renew_at = inflight.renew_at
+        other.renewed_at = inflight.renewed_at
         return other
 
     def remove(self, inflight: InFlight) -> None:

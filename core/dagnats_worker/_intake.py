@@ -51,8 +51,8 @@ class Intake:
         self._renew = renew
         self._on_bug = on_bug
         self._loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._waiting: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._waiting: set[asyncio.Task[Any]] = set()
         self._reader = self._loop.create_task(self._read(), name="dagnats-worker intake")
 
     async def _read(self) -> None:

@@ -103,10 +103,6 @@ def failed(error: BaseException) -> Failed:
     return Failed(describe(error), "retriable", exception=error)
 
 
-def _text(error: BaseException) -> str:
-    return str(error) or type(error).__name__
-
-
 def is_outcome(value: Any) -> bool:
     """Whether a plugin handed over an outcome and not something else."""
     return isinstance(value, Completed | Continued | Failed | Paused | Released)

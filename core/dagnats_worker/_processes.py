@@ -151,7 +151,10 @@ class ProcessPool:
             return
         child.kill()
         # In the waiter's thread, unless the reply came just before.
-        call.add_done_callback(lambda _: child.reap())
+        call.add_done_callback(lambda _: self._bury(child))
+
+    def _bury(self, child: _Child) -> None:
+        child.reap()
         self._children.discard(child)
 
     def _kill_all(self) -> None:

@@ -79,16 +79,16 @@ def read_past(events: list[StoredEvent], step_id: str) -> Past:
 
 
 def _add(past: Past, event: Event) -> None:
-    if event.type in RESOLUTIONS:
+    if past.outcome is not None:  # what comes after it belongs to the next turn of a loop
+        past.started_again = past.started_again or event.type == STEP_STARTED
+    elif event.type in RESOLUTIONS:
         past.outcome = event.type
         past.crashes = 0
-        past.started_again = False
         if event.type == STEP_FAILED:
             past.failure = parse_failure(bytes(event.payload))
     elif event.type == STEP_STARTED:
         past.starts += 1
         past.crashes += 1
-        past.started_again = past.outcome is not None
     elif event.type == STEP_RELEASED:
         past.crashes = 0
         if _reason(event) in FREE_REASONS:

@@ -14,7 +14,9 @@ from tenacity import (
     retry_if_exception,
     retry_if_exception_type,
     stop_after_attempt,
+    wait_exponential,
     wait_exponential_jitter,
+    wait_random,
 )
 from tenacity.retry import retry_base
 from tenacity.stop import stop_base
@@ -30,6 +32,7 @@ TASK_WAIT_FIRST_S = 1.0
 TASK_WAIT_MAX_S = 60.0
 NATS_WAIT_FIRST_S = 0.1
 NATS_WAIT_MAX_S = 2.0
+NATS_JITTER_S = 0.1
 
 _no_call = Retrying()
 
@@ -113,7 +116,7 @@ async def retry_nats(
 
     retrying = AsyncRetrying(
         stop=stop_after_attempt(attempts),
-        wait=wait_exponential_jitter(initial=NATS_WAIT_FIRST_S, max=NATS_WAIT_MAX_S),
+        wait=wait_exponential(NATS_WAIT_FIRST_S, NATS_WAIT_MAX_S) + wait_random(0, NATS_JITTER_S),
         retry=retry_if_exception(_is_transient),
         before_sleep=count,
         reraise=True,

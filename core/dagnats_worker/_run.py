@@ -119,7 +119,7 @@ class Run:
             event = _readable(stored)
             if event is None:
                 continue
-            yield _public(event, stored.sequence)
+            yield public_event(event, stored.sequence)
             if self._is_end(event):
                 return
 
@@ -254,7 +254,8 @@ def _readable(stored: StoredEvent) -> Event | None:
         return None
 
 
-def _public(event: Event, sequence: int) -> RunEvent:
+def public_event(event: Event, sequence: int) -> RunEvent:
+    """An event as users see it."""
     payload = bytes(event.payload)
     return RunEvent(
         type=event.type,

@@ -23,6 +23,7 @@ from dagnats_worker.errors import (
     ReleaseTask,
     TaskError,
     UsageError,
+    describe,
 )
 
 logger = logging.getLogger("dagnats_worker.task")
@@ -94,7 +95,7 @@ class HandlerRunner:
             return recorded or error.outcome
         if recorded is not None:
             if error is not None and not isinstance(error, UsageError):
-                _ignored(execution, f"raised {error!r}", error)
+                _ignored(execution, f"raised {type(error).__name__}: {describe(error)}", error)
             elif error is None and value is not None:
                 _ignored(execution, f"returned {type(value).__name__}")
             return await self._replaced(execution, recorded)

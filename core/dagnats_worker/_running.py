@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from dagnats_worker._arrival import Arrivals
 from dagnats_worker._cancellation import Cancellations
+from dagnats_worker._child_scopes import child_scopes
 from dagnats_worker._counters import Counters
 from dagnats_worker._dead_letters import DeadLetters
 from dagnats_worker._dispatcher import Dispatcher
@@ -28,7 +30,7 @@ from dagnats_worker._sources import REQUIRED_STREAMS, STICKY_STREAM, open_sticky
 from dagnats_worker._supervisor import Supervisor
 from dagnats_worker._transport import Source, Transport
 from dagnats_worker.errors import CapabilityMissingError, StartError
-from dagnats_worker.hookspecs import PluginState, Stats, TaskType
+from dagnats_worker.hookspecs import Stats, TaskType
 
 if TYPE_CHECKING:
     from dagnats_worker._worker import Worker
@@ -57,12 +59,15 @@ class RunningWorker:
         self._executors = Executors(
             threads_max=worker.max_tasks + worker.config.threads_extra,
             processes_max=worker.config.processes_max,
+            child_scopes=child_scopes(hooks.child_scope),
         )
         self._intakes: list[Intake] = []
         self._supervisor: Supervisor | None = None
         self._scopes = AsyncExitStack()
         self._broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._stopping: asyncio.Task[None] | None = None
+        self._unbegun: list[Source] = []
+        self._forced = asyncio.Event()
         self.drained = True
         self.facade = Facade(
             worker_id=worker.worker_id,
@@ -74,7 +79,7 @@ class RunningWorker:
                 for registration in registry.all
                 for group in (worker.groups or (None,))
             ),
-            plugins=tuple(PluginState(plugin.name, "", "active") for plugin in hooks.plugins),
+            plugins=lambda: hooks.states,
             transport=transport,
             stats=self.stats,
         )
@@ -83,29 +88,34 @@ class RunningWorker:
 
     async def start(self) -> None:
         await self._check_streams()
-        if self._hooks.worker_scope:
-            scope = self._hooks.scope(self._hooks.worker_scope, worker=self.facade)
-            await self._scopes.enter_async_context(scope)
-        self._check_needs()
-        sources = [
-            (registration, group, await self._open(registration, group))
-            for registration in self._registry.all
-            for group in (self._worker.groups or (None,))
-        ]
-        sticky = await self._open_sticky()
-        for registration, group, source in sources:
-            self._begin(registration, group, source, sticky.get(registration.task_type))
         self._supervisor = Supervisor(
             self._transport,
             self._held,
             self._cancellations,
             self._config,
             self._counters,
+            self._hooks,
             worker_id=self._worker.worker_id,
             shortest_timeout_s=min(
                 registration.timeout.total_seconds() for registration in self._registry.all
             ),
         )
+        if self._hooks.worker_scope:
+            scope = self._hooks.scope(self._hooks.worker_scope, removes=True, worker=self.facade)
+            await self._scopes.enter_async_context(scope)
+            self._hooks.drop_left()
+        self._check_needs()
+        served = [
+            (registration, group)
+            for registration in self._registry.all
+            for group in (self._worker.groups or (None,))
+        ]
+        for registration, group in served:
+            self._unbegun.append(await self._open(registration, group))
+        sticky = await self._open_sticky()
+        for registration, group in served:
+            source = self._unbegun.pop(0)
+            self._begin(registration, group, source, sticky.get(registration.task_type))
         await self.facade.enter("running")
 
     async def _check_streams(self) -> None:
@@ -128,11 +138,12 @@ class RunningWorker:
 
     async def _open(self, registration: Registration, group: str | None) -> Source:
         task = registration.for_group(group)
-        for implementation in self._hooks.open_source:
-            source = await self._hooks.answer(implementation, worker=self.facade, task=task)
+        if self._hooks.open_source:
+            source: Source | None = await self._hooks.first(
+                self._hooks.open_source, vital=True, worker=self.facade, task=task
+            )
             if source is not None:
-                opened: Source = source
-                return opened
+                return source
         return await open_tasks(self._transport, registration, group)
 
     async def _open_sticky(self) -> dict[str, Source]:
@@ -223,7 +234,8 @@ class RunningWorker:
     async def broken(self) -> str:
         """Return, with the reason, when the worker cannot go on."""
         closed = self._transport.closed
-        await asyncio.wait({closed, self._broken}, return_when=asyncio.FIRST_COMPLETED)
+        ends: set[asyncio.Future[str]] = {closed, self._broken}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         return closed.result() if closed.done() else self._broken.result()
 
     # ------------------------------------------------------------------ stop
@@ -236,43 +248,56 @@ class RunningWorker:
 
     async def _stop(self, timeout: timedelta) -> None:
         await self.facade.enter("draining")
-        await asyncio.gather(*(intake.drain() for intake in self._intakes))
+        await _each("giving back what waits", *(intake.drain() for intake in self._intakes))
         await self._wait_for_handlers(timeout.total_seconds())
         await self._close()
 
     async def _wait_for_handlers(self, within_s: float) -> None:
-        deadline = asyncio.get_running_loop().time() + within_s
-        if await self._all_ended(deadline):
+        if await self._all_ended(within_s):
             return
         self.drained = False
-        logger.warning("%d handlers still run after %g s; ending them", len(self._held), within_s)
-        for inflight in self._held:
-            inflight.interrupt(Ending.DRAIN)
-        if await self._all_ended(asyncio.get_running_loop().time() + CUT_WAIT_S):
-            return
-        await self.cut()
-
-    async def _all_ended(self, deadline: float) -> bool:
-        now = asyncio.get_running_loop().time()
-        within_s = max(0.0, deadline - now)
-        return all(await asyncio.gather(*(intake.wait(within_s) for intake in self._intakes)))
-
-    async def cut(self) -> None:
-        """Cancel everything that is still there; its messages are given back."""
-        self.drained = False
+        if not self._forced.is_set():
+            logger.warning(
+                "%d handlers still run after %g s; ending them", len(self._held), within_s
+            )
+            for inflight in self._held:
+                inflight.interrupt(Ending.DRAIN)
+            if await self._all_ended(CUT_WAIT_S):
+                return
         for intake in self._intakes:
             intake.cut()
-        await self._all_ended(asyncio.get_running_loop().time() + CUT_WAIT_S)
+        self._forced.clear()
+        await self._all_ended(CUT_WAIT_S)
+
+    async def _all_ended(self, within_s: float) -> bool:
+        """Wait for the handlers, unless the end is forced meanwhile."""
+        ends = asyncio.gather(*(intake.wait(within_s) for intake in self._intakes))
+        forced = asyncio.create_task(self._forced.wait())
+        try:
+            await asyncio.wait({ends, forced}, return_when=asyncio.FIRST_COMPLETED)
+            return ends.done() and all(ends.result())
+        finally:
+            ends.cancel()
+            forced.cancel()
+            await asyncio.gather(ends, forced, return_exceptions=True)
+
+    async def cut(self) -> None:
+        """End a drain at once: what still runs is cancelled, and its messages are given back."""
+        self._forced.set()
+        if self._stopping is not None:
+            await asyncio.shield(self._stopping)
 
     async def abort(self) -> None:
         """Undo a start that has failed half-way."""
-        await asyncio.gather(*(intake.drain() for intake in self._intakes))
+        await _each("giving back what waits", *(intake.drain() for intake in self._intakes))
         await self._close()
 
     async def _close(self) -> None:
         if self._supervisor is not None:
             await self._supervisor.close()
-        await asyncio.gather(*(intake.close() for intake in self._intakes))
+        await _each("closing", *(intake.close() for intake in self._intakes))
+        await _each("stopping", *(source.stop() for source in self._unbegun))
+        await _each("closing", *(source.close() for source in self._unbegun))
         await self._scopes.aclose()
         await self.facade.close()
         await self._executors.close(CUT_WAIT_S)
@@ -282,6 +307,14 @@ class RunningWorker:
         await self.facade.enter("stopped")
 
     # ------------------------------------------------------------------ looking at it
+
+    def handling(self) -> tuple[str, ...]:
+        """The task types of the handlers that run now."""
+        return tuple(
+            inflight.execution.environment.task_type.name
+            for inflight in self._held
+            if inflight.execution is not None and inflight.started_at
+        )
 
     def stats(self) -> Stats:
         counters = self._counters
@@ -301,3 +334,10 @@ class RunningWorker:
             abandoned=self._executors.abandoned,
             loop_lag_s=lag_s,
         )
+
+
+async def _each(what: str, *steps: Awaitable[None]) -> None:
+    """Do all of it at once; what fails is logged and keeps nothing else from being done."""
+    for failed in await asyncio.gather(*steps, return_exceptions=True):
+        if failed is not None:
+            logger.error("%s a source failed", what, exc_info=failed)

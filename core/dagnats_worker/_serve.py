@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
+import threading
+from collections import Counter
 from collections.abc import Callable
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
+
+from dagnats_worker._durations import format_duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +27,12 @@ EXIT_BROKEN = 1
 EXIT_GAVE_UP = 3
 EXIT_FORCED = 130
 
+FORCED_WITHIN_S = 8.0
+"""A forced end that takes longer than this is made by ending the process."""
+
+CLOSED_WITHIN_S = 2.0
+"""So is the end of a loop on which a handler ignores that it is cancelled."""
+
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -33,7 +44,27 @@ def serve(worker: Worker) -> int:
         ``drain_timeout``, 130 when a second signal forced the end, 1 when the worker broke.
     """
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(serve_async(worker))
+        code = runner.run(serve_async(worker))
+        closed = _end_process(CLOSED_WITHIN_S, code)
+        runner.close()
+        closed.cancel()
+    return code
+
+
+def _end_process(after_s: float, code: int) -> threading.Timer:
+    """End the process from a thread, because nothing else can when a handler never lets go."""
+
+    def end() -> None:
+        logger.error(
+            "a handler ignores that it is cancelled, or blocks the loop; ending the process"
+        )
+        logging.shutdown()
+        os._exit(code)
+
+    timer = threading.Timer(after_s, end)
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -58,12 +89,21 @@ async def serve_async(worker: Worker) -> int:
         if broken.done():
             logger.error("worker %s cannot go on: %s", worker.worker_id, broken.result())
         else:
-            logger.info("stopping: waiting for what runs; a second signal forces the end")
+            logger.info("stopping%s", _waits_for(worker))
         failed = broken.done()
         for task in (stopping, broken):
             task.cancel()
         code = await _drain(worker, force)
         return EXIT_BROKEN if failed else code
+
+
+def _waits_for(worker: Worker) -> str:
+    running = Counter(worker.handling)
+    if not running:
+        return ""
+    tasks = ", ".join(f"{count} {task_type}" for task_type, count in running.most_common())
+    within = format_duration(worker.config.drain_timeout)
+    return f": waiting up to {within} for {tasks}; a second signal forces the end"
 
 
 async def _drain(worker: Worker, force: asyncio.Event) -> int:
@@ -80,20 +120,28 @@ async def _drain(worker: Worker, force: asyncio.Event) -> int:
     return EXIT_FORCED
 
 
-def _signals(stop: asyncio.Event, force: asyncio.Event) -> AbstractContextManager[None]:
-    @contextmanager
-    def installed() -> Iterator[None]:
-        loop = asyncio.get_running_loop()
+@contextmanager
+def _signals(stop: asyncio.Event, force: asyncio.Event) -> Iterator[None]:
+    """Handled by the interpreter and not by the loop, which a handler may block."""
+    loop = asyncio.get_running_loop()
+    signals = 0
+    forced: list[threading.Timer] = []
 
-        def on_signal() -> None:
-            (force if stop.is_set() else stop).set()
+    def wake() -> None:
+        (force if stop.is_set() else stop).set()
 
-        for number in STOP_SIGNALS:
-            loop.add_signal_handler(number, on_signal)
-        try:
-            yield
-        finally:
-            for number in STOP_SIGNALS:
-                loop.remove_signal_handler(number)
+    def on_signal(_number: int, _frame: object) -> None:
+        nonlocal signals
+        signals += 1
+        if signals == 2:  # noqa: PLR2004 - the second one forces
+            forced.append(_end_process(FORCED_WITHIN_S, EXIT_FORCED))
+        loop.call_soon_threadsafe(wake)
 
-    return installed()
+    before = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for timer in forced:
+            timer.cancel()

@@ -74,14 +74,17 @@ class WorkerSlots:
         return self.gate.capacity - self.held - self.asked
 
     def hungry(self, slots: Slots) -> None:
-        self._hungry[slots] = None
+        """Put a source in line for what comes free; one that is in line keeps its place."""
+        self._hungry.setdefault(slots)
+
+    def served(self, slots: Slots) -> None:
+        """This source got something, so it leaves the line; it may go to the end of it again."""
+        self._hungry.pop(slots, None)
 
     def wake(self) -> None:
         """Tell those who want more that something came free, longest waiting first."""
-        if self._hungry:
-            for slots in self._hungry:
-                slots.changed.set()
-            self._hungry.clear()
+        for slots in self._hungry:
+            slots.changed.set()
 
 
 class Slots:
@@ -89,14 +92,15 @@ class Slots:
 
     Attributes:
         changed: Set when more may be asked for, after ``want`` was called; the source clears it.
+        only_idle: Ask for one message at a time, however many are queued.
     """
 
-    __slots__ = ("_gate", "_idle", "_only_idle", "_worker", "asked", "changed", "held")
+    __slots__ = ("_gate", "_idle", "_worker", "asked", "changed", "held", "only_idle")
 
     def __init__(self, worker: WorkerSlots, gate: Gate, *, only_idle: bool = False) -> None:
         self._worker = worker
         self._gate = gate
-        self._only_idle = only_idle
+        self.only_idle = only_idle
         self._idle = 0
         self.held = 0
         self.asked = 0
@@ -104,7 +108,7 @@ class Slots:
 
     def free(self) -> int:
         """How many messages may be asked for now, beside what is asked for already."""
-        if self._only_idle:
+        if self.only_idle:
             return 0
         own = self._gate.capacity - self.held - self.asked - self._idle
         return max(0, min(own, self._worker.free()))
@@ -113,7 +117,7 @@ class Slots:
         """Whether the one pull of an idle task type may be opened."""
         if self._idle or not (self._gate.open and self._worker.gate.open):
             return False
-        return self._only_idle or self.held + self.asked < self._gate.capacity
+        return self.only_idle or self.held + self.asked < self._gate.capacity
 
     def want(self) -> None:
         """Ask to be told through ``changed`` when something comes free."""
@@ -123,10 +127,12 @@ class Slots:
         """Count messages as asked for; each must arrive or be taken back."""
         self.asked += count
         self._worker.asked += count
+        self._worker.served(self)
 
     def ask_idle(self) -> None:
         """Count the one message of an idle task type as asked for, without a reservation."""
         self._idle = 1
+        self._worker.served(self)
 
     def take_back(self, count: int, *, idle: bool = False) -> None:
         """These messages will not arrive: the pull for them is over."""

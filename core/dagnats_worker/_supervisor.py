@@ -11,7 +11,9 @@ from dagnats_worker._cancellation import Cancellations
 from dagnats_worker._config import WorkerConfig
 from dagnats_worker._counters import Counters
 from dagnats_worker._ending import RUNS_STREAM
+from dagnats_worker._hook_calls import Watched
 from dagnats_worker._inflight import Ending, Held, InFlight
+from dagnats_worker._plugins import Hooks
 from dagnats_worker._transport import Transport
 from dagnats_worker.errors import KeyValueError, TransportError
 
@@ -32,6 +34,7 @@ class Supervisor:
         cancellations: Cancellations,
         config: WorkerConfig,
         counters: Counters,
+        hooks: Hooks,
         *,
         worker_id: str,
         shortest_timeout_s: float,
@@ -41,6 +44,8 @@ class Supervisor:
         self._cancellations = cancellations
         self._config = config
         self._counters = counters
+        self._hooks = hooks
+        self._hook_timeout_s = config.hook_timeout.total_seconds()
         self._worker_id = worker_id
         self._tick_s = min(TICK_MAX_S, max(TICK_MIN_S, shortest_timeout_s / TICKS_PER_TIMEOUT))
         self._watch_after_s = config.cancel_watch_after.total_seconds()
@@ -64,7 +69,11 @@ class Supervisor:
             now = time.monotonic()
             self.loop_lag_s = max(0.0, now - before - self._tick_s)
             leases.loop_is_alive()
+            self._hooks.drop_left()
+            for caller in list(self._hooks.callers):
+                self._watch_hook(caller, now)
             for inflight in self._held:
+                self._watch_hook(inflight, now)
                 if not inflight.in_handler:
                     continue
                 ran_s = now - inflight.started_at
@@ -72,6 +81,14 @@ class Supervisor:
                     inflight.interrupt(Ending.TIMEOUT)
                 elif ran_s > self._watch_after_s and not inflight.watched:
                     await self._watch(inflight)
+
+    def _watch_hook(self, watched: Watched, now: float) -> None:
+        """Cancel a hook that takes too long; its caller knows that it was this and nothing else."""
+        if watched.hook is None or watched.hook_late or watched.task is None:
+            return
+        if now - watched.hook_since > self._hook_timeout_s:
+            watched.hook_late = True
+            watched.task.cancel()
 
     async def _watch(self, inflight: InFlight) -> None:
         try:

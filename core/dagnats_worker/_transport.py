@@ -18,6 +18,16 @@ if TYPE_CHECKING:
     from dagnats_worker._slots import Slots
 
 NO_HEADERS: Mapping[str, str] = {}
+HEADER_BYTES = len("NATS/1.0\r\n\r\n")
+PAIR_BYTES = len(": \r\n")
+
+
+def message_size(data: bytes, headers: Mapping[str, str] | None) -> int:
+    """What a message counts against the server's ``max_payload``, in bytes."""
+    if not headers:
+        return len(data)
+    pairs = sum(len(f"{name}{value}".encode()) + PAIR_BYTES for name, value in headers.items())
+    return len(data) + HEADER_BYTES + pairs
 
 
 class Delivery:
@@ -244,7 +254,7 @@ class Transport(Protocol):
     ) -> asyncio.Future[Stored]:
         """Send a message to the stream of its subject; the future is done when it is stored.
 
-        The future fails with ``PublishError``. Sending does not wait for the server.
+        Sending neither waits for the server nor raises: the future fails with ``PublishError``.
         """
         ...
 

@@ -7,13 +7,16 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dagnats_worker._config import WorkerConfig, installed_overrides
+from dagnats_worker._load import effective_config, load_hooks
 from dagnats_worker._naming import check_token, check_worker_id
 from dagnats_worker._open import open_transport
 from dagnats_worker._plugins import Hooks
+from dagnats_worker._processes import importing_main
 from dagnats_worker._registry import Registry
 from dagnats_worker._running import RunningWorker
 from dagnats_worker._serve import serve
@@ -52,8 +55,10 @@ class Worker:
         groups: Serve only steps of these groups.
         partitions: Split each task type into so many partitions; needs the plugin ``partitions``.
         max_tasks: How many handlers run at once, over all task types.
-        plugins: Exactly these plugins.
-        config: Everything else.
+        plugins: Exactly these plugins; without it those that are installed and not disabled, loaded
+            at the first registration or at the start.
+        config: Everything else, or the file to read it from; without it, environment and
+            ``dagnats-worker.toml`` or ``pyproject.toml`` of the current folder say.
 
     Raises:
         ValueError, TypeError: An argument that cannot work; names it and its value.
@@ -70,7 +75,7 @@ class Worker:
         partitions: int = 0,
         max_tasks: int = MAX_TASKS_DEFAULT,
         plugins: Sequence[Plugin[Any]] | None = None,
-        config: WorkerConfig | None = None,
+        config: WorkerConfig | Path | str | None = None,
     ) -> None:
         overrides = installed_overrides()
         max_tasks = overrides.max_tasks or max_tasks
@@ -86,11 +91,20 @@ class Worker:
         self.groups = tuple(groups)
         self.partitions = _checked_partitions(partitions)
         self.max_tasks = max_tasks
-        self.config = overrides.applied_to(config or WorkerConfig())
+        self.config = effective_config(config)
+        self._file = None if isinstance(config, WorkerConfig) else config
         self._connection = connection if is_transport(connection) else overrides.url or connection
-        self._hooks = Hooks(plugins or ())
+        self._plugins = plugins
+        self._loaded: Hooks | None = None
         self._registry = Registry(max_tasks=max_tasks, processes_max=self.config.processes_max)
         self._running: RunningWorker | None = None
+
+    @property
+    def _hooks(self) -> Hooks:
+        """Selected, imported and configured once, when they are first needed."""
+        if self._loaded is None:
+            self._loaded = load_hooks(self._plugins, self.config, self._file)
+        return self._loaded
 
     # ------------------------------------------------------------------ registering handlers
 
@@ -217,10 +231,14 @@ class Worker:
     def run(self) -> None:
         """Run until SIGINT or SIGTERM, then drain; a second signal forces the end.
 
+        Does nothing in the child of a process handler, which imports the main module again.
+
         Raises:
             SystemExit: With a code other than 0 when the drain had to give up, or the worker could
                 not go on.
         """
+        if importing_main():
+            return
         code = serve(self)
         if code:
             raise SystemExit(code)
@@ -231,6 +249,16 @@ class Worker:
     def state(self) -> WorkerState:
         """What the worker is doing."""
         return self._running.facade.state if self._running is not None else "starting"
+
+    @property
+    def task_types(self) -> tuple[str, ...]:
+        """The task types that have a handler, in the order of their registration."""
+        return tuple(registration.task_type for registration in self._registry.all)
+
+    @property
+    def handling(self) -> tuple[str, ...]:
+        """The task types of the handlers that run now, each as often as it runs."""
+        return self._running.handling() if self._running is not None else ()
 
     @property
     def drained(self) -> bool:

@@ -61,8 +61,11 @@ __all__ = [
 
 
 def describe(error: BaseException) -> str:
-    """What an exception says; its class where it says nothing."""
-    return str(error) or type(error).__name__
+    """What an exception says; its class where it says nothing or cannot be shown."""
+    try:
+        return str(error) or type(error).__name__
+    except Exception:  # noqa: BLE001 - the text of a handler's own exception is the handler's code
+        return type(error).__name__
 
 
 class DagnatsError(Exception):

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Typ
 
 import pluggy
 
+from dagnats_worker._settings import configured
 from dagnats_worker._transport import KeyValue, Source
 
 if TYPE_CHECKING:
@@ -100,7 +101,8 @@ class Plugin(Generic[SettingsT]):
         before: Names of plugins whose hooks are to run after this one's; ``"*"`` for all.
         after: Names of plugins whose hooks are to run before this one's; ``"*"`` for all.
         task_options: A frozen dataclass whose fields are keywords of ``@worker.task``.
-        settings: An instance of ``settings_type``.
+        settings: An instance of ``settings_type``; made from the configuration where the plugin is
+            made without.
     """
 
     name: ClassVar[str]
@@ -113,7 +115,7 @@ class Plugin(Generic[SettingsT]):
 
     def __init__(self, settings: SettingsT | None = None) -> None:
         if settings is None and self.settings_type is not None:
-            settings = self.settings_type()
+            settings = configured(self.name, self.settings_type)
         self.settings = cast("SettingsT", settings)
 
 

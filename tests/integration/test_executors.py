@@ -132,7 +132,7 @@ async def test_one_call_after_the_other_needs_one_thread(executors: Executors) -
     def handler(ctx):
         return threading.current_thread().name
 
-    assert {await run(executors, handler, Context()) for _ in range(20)} == {"dagnats-worker-1"}
+    assert {await run(executors, handler, Context()) for _ in range(200)} == {"dagnats-worker-1"}
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError()])
@@ -144,9 +144,10 @@ async def test_exception_that_ends_programs_ends_one_call_only(
             raise error
         return number
 
+    context = Context(0)
     with pytest.raises(type(error)):
-        await run(executors, handler, Context(0))
-    assert executors.abandoned == 0
+        await run(executors, handler, context)
+    assert context.abandoned is None
     task = asyncio.current_task()
     assert task is not None
     assert task.cancelling() == 0
@@ -344,6 +345,40 @@ async def test_process_cancelled_while_it_starts_is_not_left_behind() -> None:
     ]
 
 
+async def test_process_whose_reply_comes_together_with_the_cancellation_is_reaped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    executors = Executors(threads_max=1, processes_max=1)
+    waiters, calls = executors._processes._waiters, []
+    submit = waiters.submit
+    monkeypatch.setattr(waiters, "submit", lambda *call: calls.append(submit(*call)) or calls[-1])
+    child = await in_process(executors, handlers.process_id)
+    job = asyncio.create_task(in_process(executors, handlers.process_id))
+    await asyncio.sleep(0)
+    calls[1].result(BOUND_S)  # blocks the loop, which so cannot see the reply
+    job.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await job
+    assert is_gone(child)
+    assert await in_process(executors, handlers.process_id) != child
+    await executors.close(1)
+
+
+async def test_process_stays_when_a_job_is_cancelled_that_it_never_got() -> None:
+    executors = Executors(threads_max=1, processes_max=1)
+    child = await in_process(executors, handlers.process_id)
+    release = threading.Event()
+    executors._processes._waiters.submit(release.wait, BOUND_S)
+    job = asyncio.create_task(in_process(executors, handlers.process_id))
+    await asyncio.sleep(0)
+    job.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await job
+    release.set()
+    assert await in_process(executors, handlers.process_id) == child
+    await executors.close(1)
+
+
 @pytest.mark.parametrize(
     ("handler", "value", "message"),
     [
@@ -470,7 +505,7 @@ async def test_close_leaves_no_process_and_no_zombie() -> None:
 
 
 MAIN = """
-    import asyncio, os, signal, sys
+    import asyncio, os, signal, sys, time
     from dagnats_worker._executors import Executors
     from dagnats_worker._handlers import inspect_handler
     from dagnats_worker._processes import importing_main
@@ -480,6 +515,9 @@ MAIN = """
     def whoami(mode: str) -> list:
         if mode == "raise":
             raise Problem(mode)
+        if mode == "kill":
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(600)
         return [__name__, os.getpid()]
 
     class Context:
@@ -492,6 +530,7 @@ MAIN = """
             await asyncio.sleep(0.002)
 
     async def main(mode):
+        global executors
         executors = Executors(threads_max=1, processes_max=1)
         invoke = executors.invoke(inspect_handler(whoami, executor="process"))
         if mode == "interrupted":
@@ -503,7 +542,7 @@ MAIN = """
         except Problem as error:
             print("Problem", error, flush=True)
         if mode == "killed":
-            os.kill(os.getpid(), signal.SIGKILL)
+            await invoke(Context(b'"kill"'))
         if mode == "closed":
             await executors.close(5)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -17,6 +18,7 @@ from dagnats_worker.errors import ConnectError, describe
 logger = logging.getLogger("dagnats_worker.connection")
 
 OLDEST_SERVER = (2, 11)
+CANCEL_EVERY_S = 0.1
 
 Listener = Callable[[], Awaitable[None]]
 
@@ -33,6 +35,7 @@ class Connection:
         self._on_back: list[Listener] = []
         self._watch: asyncio.Task[None] | None = None
         self._closing = False
+        self._complaint = ""
 
     def listen(self, *, lost: Listener | None = None, back: Listener | None = None) -> None:
         """Be told when the connection is lost, and when it is there again."""
@@ -49,10 +52,18 @@ class Connection:
             await listener()
 
     async def back(self) -> None:
+        self._complaint = ""
         url = self.client.connected_url
         logger.log(self._level, "connected to NATS again at %s", url.netloc if url else "?")
         for listener in self._on_back:
             await listener()
+
+    def complain(self, error: Exception) -> None:
+        """Log what goes wrong on a connection that was open, each thing once until it is back."""
+        text = describe(error)
+        if text != self._complaint and not self._closing:
+            self._complaint = text
+            logger.log(self._level, "NATS: %s", text)
 
     def ended(self, reason: str) -> None:
         if not self.closed.done():
@@ -92,7 +103,16 @@ class Connection:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
         if self.owned and not self.client.is_closed:
-            await self.client.close()
+            await self._close_client()
+
+    async def _close_client(self) -> None:
+        client = self.client
+        if not client.is_connected:
+            # A server that is gone takes nothing any more, and nats-py 2.16, which would send what
+            # is left all the same, then fails before it has ended its own tasks.
+            client._pending, client._pending_data_size = [], 0  # noqa: SLF001 - see above
+        with contextlib.suppress(OSError):
+            await client.close()
 
 
 def client_options(config: WorkerConfig, urls: list[str], name: str) -> dict[str, Any]:
@@ -141,14 +161,15 @@ async def open_connection(
     client = NatsClient()
     connection = Connection(client, owned=True, quiet=quiet)
     refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    opened = asyncio.Event()
     last_error: list[Exception] = []
 
     async def on_error(error: Exception) -> None:
         last_error[:] = [error]
-        if isinstance(error, nats.errors.AuthorizationError) and not refused.done():
+        if opened.is_set():
+            connection.complain(error)
+        elif is_refusal(error) and not refused.done():
             refused.set_result(None)
-        elif client.is_connected:
-            logger.log(logging.DEBUG if quiet else logging.WARNING, "NATS: %s", describe(error))
 
     async def on_closed() -> None:
         last = client.last_error
@@ -168,6 +189,7 @@ async def open_connection(
     first: set[asyncio.Future[None]] = {opening, refused}
     await asyncio.wait(first, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     if opening.done() and opening.exception() is None:
+        opened.set()
         return connection
     await _give_up(opening, client)
     reason = opening.exception() if opening.done() and not opening.cancelled() else None
@@ -177,15 +199,16 @@ async def open_connection(
 
 
 async def _give_up(opening: asyncio.Task[None], client: NatsClient) -> None:
-    opening.cancel()
-    await asyncio.gather(opening, return_exceptions=True)
+    while not opening.done():  # nats-py may swallow a cancellation, and then tries on
+        opening.cancel()
+        await asyncio.wait({opening}, timeout=CANCEL_EVERY_S)
     if client.is_connecting or client.is_connected or client.is_reconnecting:
         await client.close()
 
 
 def _no_server(urls: list[str], reason: BaseException | None, timeout_s: float) -> str:
     where = ", ".join(without_secrets(url) for url in urls)
-    if isinstance(reason, nats.errors.AuthorizationError):
+    if reason is not None and is_refusal(reason):
         return (
             f"the NATS server at {where} refused the credentials; check user, token or creds file"
         )
@@ -194,6 +217,13 @@ def _no_server(urls: list[str], reason: BaseException | None, timeout_s: float) 
         f"no NATS server answered at {where} within {timeout_s:g} s{why}; start one with "
         "`dagnats-worker server`, or name another with --url or NATS_URL"
     )
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the server does not want these credentials; nats-py tells it by a text at times."""
+    text = str(error).lower()
+    refused = isinstance(error, nats.errors.AuthorizationError)
+    return refused or "authorization" in text or "authentication" in text
 
 
 def without_secrets(url: str) -> str:

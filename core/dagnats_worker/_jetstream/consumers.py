@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from dagnats_worker._config import ACK_WAIT_DEFAULT
-from dagnats_worker._jetstream.replies import Replies
 from dagnats_worker._naming import filters_overlap
 from dagnats_worker._transport import ConsumerSpec
 from dagnats_worker.errors import StartError, TransportError
@@ -24,11 +24,19 @@ BIND_ATTEMPTS_MAX = 3
 DURABLE_PREFIX = "workers-"
 
 
+class Api(Protocol):
+    """JetStream's API, of a real server or of the in-memory one."""
+
+    async def api(self, subject: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Ask; an ``error`` in the answer is left for the caller."""
+        ...
+
+
 class Consumers:
     """Looks consumers up and creates them, over the server's API."""
 
-    def __init__(self, replies: Replies) -> None:
-        self._replies = replies
+    def __init__(self, api: Api) -> None:
+        self._api = api
 
     async def bind(self, spec: ConsumerSpec) -> tuple[str, timedelta]:
         """Bind to the consumer that is there, or create it.
@@ -66,7 +74,7 @@ class Consumers:
         return _duration(config.get("ack_wait", 0))
 
     async def _info(self, stream: str, name: str) -> dict[str, Any] | None:
-        answer = await self._replies.api(f"CONSUMER.INFO.{stream}.{name}")
+        answer = await self._api.api(f"CONSUMER.INFO.{stream}.{name}")
         error = answer.get("error")
         if not error:
             return answer
@@ -95,7 +103,7 @@ class Consumers:
     ) -> dict[str, Any]:
         body = {"stream_name": spec.stream, "config": config, "action": action}
         subject = f"CONSUMER.CREATE.{spec.stream}.{spec.name}.{spec.filter_subject}"
-        return await self._replies.api(subject, body)
+        return await self._api.api(subject, body)
 
     async def _adopt(self, spec: ConsumerSpec, info: dict[str, Any]) -> tuple[str, timedelta]:
         config = info["config"]
@@ -148,12 +156,12 @@ class Consumers:
                     f"queue {spec.stream} refuses: rename one task type, or serve both the same way"
                 )
             logger.warning("removing the orphaned consumer %s of %s", name, spec.stream)
-            await self._replies.api(f"CONSUMER.DELETE.{spec.stream}.{name}")
+            await self._api.api(f"CONSUMER.DELETE.{spec.stream}.{name}")
 
     async def _all(self, stream: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         for _ in range(PAGES_MAX):
-            answer = await self._replies.api(f"CONSUMER.LIST.{stream}", {"offset": len(found)})
+            answer = await self._api.api(f"CONSUMER.LIST.{stream}", {"offset": len(found)})
             page = answer.get("consumers") or []
             found += page
             if not page or len(found) >= answer.get("total", 0):

@@ -43,13 +43,28 @@ class Leases:
         self._loop_seen_at = time.monotonic()
         self._lag_reported = False
         self._tick_s = TICK_MAX_S
+        self._woken: asyncio.Event | None = None
+        self._keeper: asyncio.AbstractEventLoop | None = None
         self._confirmations: set[asyncio.Task[None]] = set()
         self.renewals = 0
 
     def hold(self, inflight: InFlight) -> None:
         self._held[id(inflight)] = inflight
-        if inflight.renew_every_s < self._tick_s * TICKS_PER_RENEWAL:
-            self._tick_s = max(TICK_MIN_S, inflight.renew_every_s / TICKS_PER_RENEWAL)
+        if self._quicken(inflight.renew_every_s):
+            self.wake()
+
+    def _quicken(self, every_s: float) -> bool:
+        """Look at the table often enough for this lease; True when that is oftener than before."""
+        if every_s >= self._tick_s * TICKS_PER_RENEWAL or self._tick_s == TICK_MIN_S:
+            return False
+        self._tick_s = max(TICK_MIN_S, every_s / TICKS_PER_RENEWAL)
+        return True
+
+    def wake(self) -> None:
+        """End the present pause of the renewal, whichever thread that is in."""
+        if self._keeper is not None and self._woken is not None:
+            with contextlib.suppress(RuntimeError):  # its loop is closed
+                self._keeper.call_soon_threadsafe(self._woken.set)
 
     def release(self, inflight: InFlight) -> None:
         self._held.pop(id(inflight), None)
@@ -78,9 +93,11 @@ class Leases:
         if self._blocked(now) or not client.is_connected:
             return
         for inflight in list(self._held.values()):
-            if inflight.renew_at > now or now > inflight.renew_until:
+            every_s = inflight.renew_every_s
+            self._quicken(every_s)
+            if inflight.renewed_at + every_s > now or now > inflight.renew_until:
                 continue
-            inflight.renew_at = now + inflight.renew_every_s
+            inflight.renewed_at = now
             self.renewals += 1
             if inflight.source.confirm_leases:
                 self._confirm(client, inflight)
@@ -104,8 +121,13 @@ class Leases:
 
     async def keep(self, client: NatsClient, stopped: Callable[[], bool]) -> None:
         """Renew until told to stop; an error of one round does not end the renewal."""
+        woken = self._woken = asyncio.Event()
+        self._keeper = asyncio.get_running_loop()
         while not stopped():
-            await asyncio.sleep(self._tick_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._tick_s):
+                    await woken.wait()
+            woken.clear()
             try:
                 await self.renew_due(client)
             except (nats.errors.Error, OSError, RuntimeError) as error:
@@ -162,6 +184,6 @@ class ThreadLeases(Leases):
 
     async def close(self) -> None:
         self._stopped.set()
-        self._tick_s = TICK_MIN_S
+        self.wake()
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join, THREAD_END_MAX_S)

@@ -210,12 +210,13 @@ class PullSource:
 
     async def _pull(self, slots: Slots) -> None:
         while len(self._pulls) < PULLS_OPEN_MAX:
-            if self._backlog and (free := slots.free()):
+            backlog = self._backlog and not slots.only_idle
+            if backlog and (free := slots.free()):
                 slots.ask(free)
                 await self._request(free, idle=False)
-            elif not self._backlog and any(pull.idle for pull in self._pulls):
+            elif not backlog and any(pull.idle for pull in self._pulls):
                 return
-            elif not self._backlog and slots.may_idle():
+            elif not backlog and slots.may_idle():
                 slots.ask_idle()
                 await self._request(1, idle=True)
             else:

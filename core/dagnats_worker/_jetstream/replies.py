@@ -13,10 +13,11 @@ from nats.aio.client import Client as NatsClient
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from dagnats_worker._transport import Stored
+from dagnats_worker._transport import Stored, message_size
 from dagnats_worker.errors import PublishError, TransportError, describe
 
 SWEEP_EVERY_S = 0.25
+TOO_LARGE = 10054  # what a stream says of a message that is larger than it takes
 INBOX_PENDING_MAX = 0  # unbounded in nats-py's terms: what is asked is bounded by who asks
 
 
@@ -87,16 +88,20 @@ class Replies:
     ) -> asyncio.Future[Stored]:
         """Send to a stream; the future is done when the server has answered."""
         future: asyncio.Future[Stored] = self._loop.create_future()
+        if (too_large := refused_by(self._client, subject, data, headers)) is not None:
+            _reject(future, too_large)
+            return future
         self._count += 1
         token = f"p{self._count}"
         self._publishes[token] = Pending(
             subject, future, self._loop.time() + self._publish_timeout_s
         )
         try:
-            await self._client.publish(subject, data, f"{self._inbox}.{token}", headers)
+            reply = f"{self._inbox}.{token}"
+            await self._client.publish(subject, data, reply, headers or None)
         except (nats.errors.Error, OSError) as error:
             del self._publishes[token]
-            raise PublishError(f"{subject}: {describe(error)}") from error
+            _reject(future, PublishError(f"{subject}: {describe(error)}"))
         return future
 
     async def request(self, subject: str, data: bytes) -> Msg:
@@ -188,6 +193,19 @@ class Replies:
                 pending = waiting.pop(token)
                 self._fail(pending, "the server did not answer in time")
         self._sweeper = self._loop.call_later(SWEEP_EVERY_S, self._sweep)
+
+
+def refused_by(
+    client: NatsClient, subject: str, data: bytes, headers: Mapping[str, str] | None
+) -> PublishError | None:
+    """Why a message must not be sent: the server closes the connection that sends a larger one."""
+    if len(data) <= client.max_payload // 2:
+        return None
+    size = message_size(data, headers)
+    if size <= client.max_payload:
+        return None
+    text = f"{size} bytes with headers are more than the server's max_payload, {client.max_payload}"
+    return PublishError(f"{subject}: {text}", TOO_LARGE)
 
 
 def _reject(future: asyncio.Future[Any], error: Exception) -> None:

@@ -19,7 +19,7 @@ from dagnats_worker._jetstream.consumers import Consumers
 from dagnats_worker._jetstream.key_value import Bucket
 from dagnats_worker._jetstream.leases import Leases, LoopLeases, ThreadLeases
 from dagnats_worker._jetstream.pull import PullSource
-from dagnats_worker._jetstream.replies import Replies
+from dagnats_worker._jetstream.replies import Replies, refused_by
 from dagnats_worker._jetstream.streams import Streams
 from dagnats_worker._transport import NO_HEADERS, ConsumerSpec, StoredEvent
 from dagnats_worker.errors import ConnectError, TransportError, describe
@@ -74,6 +74,8 @@ class JetStreamTransport:
         self._replies.fail_all("the connection was lost before the server answered")
 
     async def send(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> None:
+        if (too_large := refused_by(self._client, subject, data, headers)) is not None:
+            raise too_large
         try:
             await self._client.publish(subject, data, headers=headers)
         except (nats.errors.Error, OSError) as error:
