@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -21,7 +21,6 @@ from urllib.parse import urlsplit
 
 from nats.aio.client import Client
 from nats.js import JetStreamContext
-from nats.js.errors import NotFoundError
 from support import eventually, stored_events
 
 from dagnats_worker import Worker, WorkerConfig
@@ -137,15 +136,6 @@ async def history_counts(source: JetStreamContext, kind: str) -> Counter[str]:
     return counts
 
 
-async def stream_is_gone(source: JetStreamContext, stream: str) -> bool:
-    """Whether there is no such stream."""
-    try:
-        await source.stream_info(stream)
-    except NotFoundError:
-        return True
-    return False
-
-
 class WorkerProcess:
     """A Python program of its own, followed by the lines that it prints.
 
@@ -172,12 +162,14 @@ class WorkerProcess:
         self._reader = asyncio.create_task(self._read())
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         assert self._reader is not None
         if self.process.returncode is None:
             self.process.kill()
         await self.process.wait()
         await self._reader
+        if kind is not None:
+            print(self.output)  # noqa: T201 - pytest shows it where the test has failed
 
     @property
     def process(self) -> asyncio.subprocess.Process:
@@ -302,10 +294,3 @@ class Proxy:
                 writer.write(data)
                 await writer.drain()
         raise ConnectionResetError("one side has closed")
-
-
-def ignoring(_: Any) -> None:
-    """A callback that does nothing."""
-
-
-Predicate = Callable[[], Any]

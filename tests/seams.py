@@ -21,12 +21,15 @@ from support import eventually
 
 from dagnats_worker import EmbeddedServer, WorkerConfig
 from dagnats_worker._jetstream.transport import connect
+from dagnats_worker._protocol import ACK
 from dagnats_worker._slots import Gate, Slots, WorkerSlots
 from dagnats_worker._transport import ConsumerSpec, Delivery, Source, Transport
 from dagnats_worker.testing import FakeClock, MemoryServer, MemoryTransport
 
 BOUND_S = 10.0
 """Only a failure waits for so long."""
+
+SETTLE_ROUNDS = 10
 
 STEP = timedelta(milliseconds=50)
 """How much time passes in memory from one look to the next."""
@@ -60,7 +63,7 @@ class Seam(Protocol):
 class BreakableSeam(Seam, Protocol):
     """A server of the test's own, which may go away."""
 
-    def cut(self) -> None:
+    async def cut(self) -> None:
         """Lose every connection."""
         ...
 
@@ -103,9 +106,11 @@ class MemorySeam:
     async def unacked(self, stream: str, name: str) -> int:
         return len(self.server.consumers[stream, name].pending)
 
-    def cut(self) -> None:
+    async def cut(self) -> None:
         for transport in self._transports:
             transport.drop()
+        for _ in range(SETTLE_ROUNDS):
+            await asyncio.sleep(0)  # readers see it before it is mended
 
     def mend(self) -> None:
         for transport in self._transports:
@@ -142,7 +147,7 @@ class ServerSeam:
     async def unacked(self, stream: str, name: str) -> int:
         return (await self._js.consumer_info(stream, name)).num_ack_pending or 0
 
-    def cut(self) -> None:
+    async def cut(self) -> None:
         # In good order: a killed server may forget what it has delivered, and that is another test.
         os.kill(self._server.pid, signal.SIGTERM)
 
@@ -221,3 +226,20 @@ async def events(transport: Transport, run_id: str) -> list[dict[str, Any]]:
     """The events of a run, as plain JSON."""
     stored = await transport.history(run_id, limit=1000)
     return [json.loads(event.data) for event in stored]
+
+
+def spec(task_type: str, ack_wait: timedelta | None = None) -> ConsumerSpec:
+    """The durable that the workers of a task type share."""
+    return ConsumerSpec(TASKS, f"workers-{task_type}", f"task.{task_type}.>", ack_wait)
+
+
+async def settle_all(transport: Transport, reader: Reader, deliveries: list[Delivery]) -> None:
+    """Ack these, and free their slots."""
+    for delivery in deliveries:
+        await transport.send(delivery.ack_subject, ACK)
+        reader.release(delivery)
+
+
+async def gone(transport: Transport, subject: str) -> bool:
+    """Whether the queue has no task of this subject any more."""
+    return subject not in await transport.newest(TASKS, [subject])

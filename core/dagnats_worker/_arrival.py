@@ -13,13 +13,16 @@ from dagnats_worker._ending import is_managed
 from dagnats_worker._events import Events
 from dagnats_worker._execution import Execution
 from dagnats_worker._outcome import Failed
-from dagnats_worker._protocol import STEP_CONTINUE, STEP_FAILED, decode_task
+from dagnats_worker._protocol import HEADER_MSG_ID, STEP_CONTINUE, STEP_FAILED, decode_task
 from dagnats_worker._redelivery import Past, read_past
+from dagnats_worker._snapshot import COMPLETED, StepState, decode_snapshot
 from dagnats_worker.errors import DecodeError
 
 logger = logging.getLogger("dagnats_worker.dispatcher")
 
 TASKS_STREAM = "TASK_QUEUES"
+POSTPONED = ".rate_retry"
+"""How the id of a task ends that was postponed, or whose sticky worker may have done it since."""
 
 
 class Arrivals:
@@ -50,15 +53,38 @@ class Arrivals:
         Raises:
             TransportError: The history cannot be read; the task is to be given back.
         """
-        if execution.delivery.deliveries > 1 or self._always_read_history:
-            self._counters.redelivered += execution.delivery.deliveries > 1
+        delivery = execution.delivery
+        if delivery.deliveries > 1 or delivery.doubtful or self._always_read_history:
+            self._counters.redelivered += delivery.deliveries > 1
             verdict = await self._look_back(execution)
+            if verdict is not None:
+                return verdict
+        if self._cancellations.with_engine and (execution.task.attempt or _may_be_done(execution)):
+            verdict = await self._ask_engine(execution)
             if verdict is not None:
                 return verdict
         if self._cancellations.is_fresh(execution):
             return None
         if await self._cancellations.is_cancelled(execution):
             return self._skip_cancelled(execution)
+        return None
+
+    async def _ask_engine(self, execution: Execution) -> Verdict | None:
+        """A task that the engine sends again leaves out what the run's snapshot says."""
+        task = execution.task
+        data = await self._cancellations.snapshot(task.run_id)
+        if data is None:
+            return None
+        snapshot = decode_snapshot(data)
+        step = snapshot.steps.get(task.step_id, StepState())
+        if _may_be_done(execution) and step.status == COMPLETED:
+            logger.info("%s skipped: its step is completed already", execution.delivery)
+            self._counters.skipped += 1
+            return ACKED
+        if task.attempt and not task.iteration:
+            task.iteration = step.iterations
+        if not execution.trace_headers():
+            task.traceparent = snapshot.trace_parent
         return None
 
     async def _look_back(self, execution: Execution) -> Verdict | None:
@@ -118,3 +144,7 @@ class Arrivals:
         self._counters.skipped += 1
         self._counters.skipped_cancelled += 1
         return ACKED
+
+
+def _may_be_done(execution: Execution) -> bool:
+    return execution.delivery.headers.get(HEADER_MSG_ID, "").endswith(POSTPONED)

@@ -105,13 +105,17 @@ class Cancellations:
         """Whether the run of a queued task is cancelled; False where nobody can tell."""
         run_id = execution.task.run_id
         if self.with_engine:
-            snapshot = await self._snapshots.newest(run_key_subject(run_id))
+            snapshot = await self.snapshot(run_id)
             if snapshot is not None:
                 return snapshot_is_cancelled(snapshot)
         if execution.marked_managed:
             return False
         newest = await self._requests.newest(history_subject(run_id))
         return newest is not None and event_is_cancel(newest)
+
+    def snapshot(self, run_id: str) -> asyncio.Future[bytes | None]:
+        """The engine's snapshot of a run; None where there is none, or no answer."""
+        return self._snapshots.newest(run_key_subject(run_id))
 
     # ------------------------------------------------------------------ running handlers
 

@@ -35,7 +35,7 @@ from dagnats_worker._protocol import (
 from dagnats_worker._retry import retry_nats
 from dagnats_worker._run import Run
 from dagnats_worker._status import RunStatus, status_from_events, status_from_snapshot
-from dagnats_worker._transport import Stored, Transport, is_transport
+from dagnats_worker._transport import Stored, Transport, is_transport, message_size
 from dagnats_worker._workflows import check_definition
 from dagnats_worker.errors import (
     EngineError,
@@ -267,7 +267,7 @@ class Client:
         message = Message(subject, headers)
         if self._hooks.pre_publish:
             await self._hooks.require(self._hooks.pre_publish, ctx=None, message=message)
-        size = len(data) + sum(len(name) + len(text) + 4 for name, text in headers.items())
+        size = message_size(data, message.headers)
         if size > self.transport.max_payload:
             raise UsageError(
                 f"the task has {size} bytes, the server takes at most {self.transport.max_payload}; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -25,7 +25,8 @@ class Credentials:
     Attributes:
         creds_file: A file with a JWT and an nkey seed.
         nkey_seed: The seed itself, or a file that holds it.
-        tls: A context for TLS; required by servers that verify clients.
+        tls: A context for TLS; required by servers that verify clients. A configuration file has
+            ``[worker.credentials.tls]`` with ``ca``, ``cert`` and ``key`` instead.
     """
 
     creds_file: Path | str | None = None
@@ -37,6 +38,31 @@ class Credentials:
 
 
 @dataclass(frozen=True, slots=True)
+class TLSFiles:
+    """What a file or a variable says of ``Credentials.tls``, which only code can make itself.
+
+    Attributes:
+        ca: Certificates to check the server by; None for those of the system.
+        cert: The certificate of this client, with ``key`` where the key is in a file of its own.
+    """
+
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+
+    def context(self) -> ssl.SSLContext:
+        """The context that these files make.
+
+        Raises:
+            OSError: A file cannot be read, or is not what it should be.
+        """
+        context = ssl.create_default_context(cafile=self.ca)
+        if self.cert is not None:
+            context.load_cert_chain(self.cert, self.key)
+        return context
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerConfig:
     """How a worker behaves, and the upper bound of everything that it queues, waits for or repeats.
 
@@ -45,16 +71,18 @@ class WorkerConfig:
             commas; None for the environment variable ``NATS_URL``, else ``nats://127.0.0.1:4222``.
         credentials: How to authenticate there.
         drain_timeout: How long handlers may go on after a stop was asked for.
-        max_deliveries: How many times in a row a task may crash its worker before it fails for good.
+        max_deliveries: How often in a row a task may crash its worker before it fails for good.
         confirm_start: Wait until ``step.started`` is stored before the handler runs.
         go_ids: Message ids exactly as the Go worker writes them, with their collisions.
         connect_timeout: For the first connection; later ones are tried for ever.
         reconnect_wait: Between two attempts to reach a server that is gone.
+        refused_max: How long a server that comes back may refuse the credentials until the worker
+            gives up.
         publish_timeout: For one attempt to store an event.
         publish_attempts: How many attempts to store an event before the task is given back.
         request_timeout: For one request to the server's API.
         redeliver_after: Delay of a task that is given back because NATS or a plugin failed.
-        waiting_max: How long a task that arrived without a free slot is held before it is given back.
+        waiting_max: How long a task that arrived without a free slot is held, then given back.
         pull_expires: How long an open pull of an idle task type lasts on the server.
         pull_heartbeat: How often the server says that such a pull is alive.
         drain_pull_expires: How long a pull for queued tasks may stay unanswered.
@@ -73,8 +101,8 @@ class WorkerConfig:
         stream_chunks_max: How many chunks of a stream a client keeps for a reader that is slow.
         follow_poll_every: How often a client looks for events that it was not told of.
         hook_timeout: How long one call of a plugin's hook may take before it is cancelled.
-        plugin_failures_max: So many failures in a row, and an optional plugin is not called any more.
-        ack_pending_warning: Share of the durable's ``max_ack_pending`` at which a warning is logged.
+        plugin_failures_max: So many failures in a row, and an optional plugin is called no more.
+        ack_pending_warning: Share of the durable's ``max_ack_pending`` at which a warning is due.
     """
 
     url: str | None = None
@@ -85,6 +113,7 @@ class WorkerConfig:
     go_ids: bool = False
     connect_timeout: timedelta = timedelta(seconds=5)
     reconnect_wait: timedelta = timedelta(milliseconds=500)
+    refused_max: timedelta = timedelta(seconds=30)
     publish_timeout: timedelta = timedelta(seconds=5)
     publish_attempts: int = 5
     request_timeout: timedelta = timedelta(seconds=5)
@@ -112,19 +141,32 @@ class WorkerConfig:
     ack_pending_warning: float = 0.8
 
     def __post_init__(self) -> None:
-        for name in ("max_deliveries", "publish_attempts", "processes_max", "cancel_lookups_max"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} is a whole number of at least 1, got {value!r}")
-        for name in self.__slots__:
-            value = getattr(self, name)
-            if isinstance(value, timedelta) and value <= timedelta(0):
-                raise ValueError(f"{name} is longer than zero, got {value!r}")
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.type == "timedelta":
+                _check_duration(one.name, value)
+            elif one.type == "int":
+                _check_count(one.name, value, lowest=0 if one.name == "threads_extra" else 1)
+        if not 0 < self.ack_pending_warning <= 1:
+            share = self.ack_pending_warning
+            raise ValueError(f"ack_pending_warning is a share of 1, such as 0.8, got {share!r}")
 
     @property
     def urls(self) -> str:
         """Where to connect when nothing else is said."""
         return self.url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
+
+
+def _check_duration(name: str, value: object) -> None:
+    if not isinstance(value, timedelta):
+        raise TypeError(f"{name} is a timedelta, got {value!r}")
+    if value <= timedelta(0):
+        raise ValueError(f"{name} is longer than zero, got {value!r}")
+
+
+def _check_count(name: str, value: object, *, lowest: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
+        raise ValueError(f"{name} is a whole number of at least {lowest}, got {value!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from dagnats_worker._outcome import (
     Continued,
     Failed,
     Outcome,
+    check_outcome,
     failed,
-    is_outcome,
 )
 from dagnats_worker.errors import (
     CapabilityMissingError,
@@ -27,7 +27,7 @@ from dagnats_worker.errors import (
     UsageError,
     describe,
 )
-from dagnats_worker.hookspecs import CHECKPOINTS, SIGNALS, Capability
+from dagnats_worker.hookspecs import CHECKPOINTS, SIGNALS, Capability, Plugin
 
 T = TypeVar("T")
 
@@ -126,6 +126,10 @@ class BaseContext:
         raw = self._execution.task.input
         return _json.decode(bytes(raw)) if bytes(raw) else None
 
+    def options(self, plugin: type[Plugin[Any]]) -> Any:
+        """The task options that a plugin declared, as its ``task_options`` dataclass."""
+        return self._execution.environment.task_type.options(plugin)
+
     @property
     def log(self) -> TaskLogger:
         """A logger whose records carry ``run_id``, ``step_id``, ``task_type`` and ``attempt``."""
@@ -172,10 +176,11 @@ class BaseContext:
         """Record how the task ends; it is published once, after the handler has returned.
 
         Raises:
-            UsageError: An outcome is recorded already; that one stands.
+            UsageError: An outcome is recorded already, which stands; or this is none.
         """
-        if not is_outcome(outcome):
-            raise UsageError(f"{outcome!r} is not an outcome; use Completed, Failed and the like")
+        self._record(check_outcome(outcome))
+
+    def _record(self, outcome: Outcome) -> None:
         execution = self._execution
         if execution.outcome is not None:
             error = UsageError(
@@ -198,26 +203,26 @@ class BaseContext:
         """
         if len(output) > 1:
             raise UsageError(f"complete() takes one output at most, got {len(output)}")
-        self.record(Completed(_json.encode(output[0]) if output else b""))
+        self._record(Completed(_json.encode(output[0]) if output else b""))
 
     def continue_(self, *output: Any) -> None:
         """Record that this turn of an agent loop is done and the next one is to come."""
         if len(output) > 1:
             raise UsageError(f"continue_() takes one output at most, got {len(output)}")
-        self.record(Continued(_json.encode(output[0]) if output else b""))
+        self._record(Continued(_json.encode(output[0]) if output else b""))
 
     def fail(self, error: BaseException | str) -> None:
         """Record a failure; an exception is classified as if it had been raised."""
-        self.record(failed(error) if isinstance(error, BaseException) else _text_failure(error))
+        self._record(failed(error) if isinstance(error, BaseException) else _text_failure(error))
 
     def fail_permanent(self, error: BaseException | str) -> None:
         """Record a failure that no retry can help."""
-        self.record(Failed(_text(error), "non_retriable", exception=_exception(error)))
+        self._record(Failed(_text(error), "non_retriable", exception=_exception(error)))
 
     def fail_retry_after(self, error: BaseException | str, delay: timedelta) -> None:
         """Record a failure that is to be tried again after ``delay``, 100 ms ... 1 h on the wire."""
         RetryAfterError("delay is checked here", delay)
-        self.record(Failed(_text(error), "retry_after", delay, _exception(error)))
+        self._record(Failed(_text(error), "retry_after", delay, _exception(error)))
 
     # --------------------------------------------------------------------- what plugins provide
 

@@ -43,7 +43,8 @@ class DeadLetters:
             subject=execution.delivery.subject,
         )
         subject = dead_subject(self._task_type, task.run_id, task.step_id)
-        await self._store(subject, encode_task(body), headers, execution.delivery)
+        changed = await self._events.announce(execution, subject, dict(headers))
+        await self._store(subject, encode_task(body), {**changed, **headers}, execution.delivery)
 
     async def add_undecodable(self, delivery: Delivery, error: str) -> None:
         """Copy a message that cannot be decoded, byte for byte."""

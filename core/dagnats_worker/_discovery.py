@@ -6,7 +6,6 @@ distributions says, select by configuration, check versions, and only then impor
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import re
@@ -14,13 +13,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import Distribution, EntryPoint, distributions, version
+from importlib.metadata import Distribution, EntryPoint, entry_points, version
+from itertools import combinations
 from typing import Any, Literal
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from dagnats_worker._settings import Sources
+from dagnats_worker._setting_types import closest
+from dagnats_worker._settings import PLUGIN_SWITCHES, OptionError, Sources
 from dagnats_worker.errors import PluginError, describe
 from dagnats_worker.hookspecs import PROJECT, Plugin
 
@@ -30,6 +31,9 @@ CORE = "dagnats-worker"
 API_MAJOR = 1
 GROUP = f"dagnats_worker.plugins.v{API_MAJOR}"
 COMMANDS_GROUP = f"dagnats_worker.commands.v{API_MAJOR}"
+
+OWN_PLUGINS = ("checkpoint", "directory", "partitions", "signals", "singleton", "telemetry")
+"""The plugins that the project itself publishes, each as an extra of the core."""
 
 ONLY_VARIABLE = "DAGNATS_WORKER_PLUGINS"
 DISABLE_VARIABLE = "DAGNATS_WORKER_DISABLE_PLUGINS"
@@ -109,27 +113,46 @@ def installed() -> tuple[Found, ...]:
         match = _group_name.fullmatch(entry.group)
         if match is not None:
             one = _found(distribution, entry, int(match[1]))
-            found[one.name, one.distribution] = one
+            other = found.get((one.name, one.distribution))
+            if other is None or other.api_major != API_MAJOR:
+                found[one.name, one.distribution] = one
     return tuple(sorted(found.values(), key=lambda one: (one.name, one.distribution)))
 
 
+@dataclass(frozen=True, slots=True)
+class FoundCommand:
+    """A command of a plugin as the metadata of its distribution describes it; not imported.
+
+    Attributes:
+        entry: What imports it.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    entry: EntryPoint
+
+
 @cache
-def installed_commands() -> dict[str, EntryPoint]:
-    """Commands of plugins, by name; none of them was imported."""
-    return {entry.name: entry for _, entry in _entries() if entry.group == COMMANDS_GROUP}
+def installed_commands() -> tuple[FoundCommand, ...]:
+    """Every command that is installed, by name; of two with one name, both."""
+    found = {
+        (entry.name, distribution.name): FoundCommand(
+            entry.name, distribution.name, distribution.version, entry
+        )
+        for distribution, entry in _entries()
+        if entry.group == COMMANDS_GROUP
+    }
+    return tuple(found[key] for key in sorted(found))
 
 
 @cache
 def _entries() -> tuple[tuple[Distribution, EntryPoint], ...]:
-    """Our entry points; of a distribution that is found twice, the one that is imported."""
-    by_name: dict[str, Distribution] = {}
-    for distribution in distributions():
-        by_name.setdefault(canonicalize_name(distribution.name or "?"), distribution)
+    """Our entry points; of a distribution that is found twice, those of the one that is imported."""
     return tuple(
-        (distribution, entry)
-        for distribution in by_name.values()
-        for entry in distribution.entry_points
-        if entry.group.startswith(PROJECT)
+        (entry.dist, entry)
+        for entry in entry_points()
+        if entry.group.startswith(PROJECT) and entry.dist is not None
     )
 
 
@@ -138,6 +161,7 @@ def forget_installed() -> None:
     _entries.cache_clear()
     installed.cache_clear()
     installed_commands.cache_clear()
+    _warn_once.cache_clear()
 
 
 def _found(distribution: Distribution, entry: EntryPoint, major: int) -> Found:
@@ -162,82 +186,115 @@ def _requirement_on_core(text: str) -> Requirement | None:
 # ---------------------------------------------------------------------- select and check
 
 
-def candidates(selection: Selection, sources: Sources) -> list[Candidate]:
+def candidates(
+    selection: Selection, sources: Sources, found: Sequence[Found] | None = None
+) -> list[Candidate]:
     """Every installed plugin, and whether it is used.
+
+    Args:
+        found: What there is to choose from, where it is not all that is installed.
 
     Raises:
         PluginError: Two distributions have one name, or a name is asked for that nobody has.
     """
-    found = installed()
-    _refuse_doubles(found)
-    wanted = None if selection.only is None else _resolve(selection.only, found)
-    unwanted = _resolve(selection.disabled, found, must_exist=False)
-    chosen = []
-    for one in found:
-        candidate = Candidate(one)
-        candidate.required = bool(sources.switch(one.name, "required")) or wanted is not None
-        _select(candidate, selection, sources, wanted, unwanted)
+    if found is None:
+        found = installed()
+    wanted = None if selection.only is None else _wanted(selection.only, found)
+    chosen = [Candidate(one) for one in found]
+    for candidate in chosen:
+        required = sources.switch(candidate.found.name, "required")
+        candidate.required = bool(required) or wanted is not None
+        reason = _why_not(candidate.found, selection, sources, wanted)
+        if reason:
+            _leave_out(candidate, "disabled", reason)
+    _refuse_doubles(chosen)
+    for candidate in chosen:
         if candidate.state == "selected":
             _check(candidate)
-        chosen.append(candidate)
-    if wanted is not None:
-        chosen.sort(key=lambda one: _place(one.found.name, wanted))
-    return chosen
+    order = list(sources.plugin_names()) if wanted is None else wanted
+    return sorted(chosen, key=lambda one: _place(one.found.name, order))
 
 
-def _place(name: str, wanted: Sequence[str]) -> int:
-    return wanted.index(name) if name in wanted else len(wanted)
+def _place(name: str, order: Sequence[str]) -> int:
+    return order.index(name) if name in order else len(order)
 
 
-def _refuse_doubles(found: Sequence[Found]) -> None:
-    by_name: dict[str, Found] = {}
-    for one in found:
-        other = by_name.setdefault(one.name, one)
-        if other is not one and other.distribution != one.distribution:
+def missing_required(selection: Selection, sources: Sources) -> list[str]:
+    """What is wrong where the configuration requires plugins that are not installed."""
+    if selection.none or selection.only is not None:
+        return []
+    there = {one.name for one in installed()}
+    return [
+        f"plugin {name!r} is required ({origin}) and not installed; {how_to_install(name)}"
+        for name, origin in sources.required().items()
+        if name not in there
+        and name not in selection.disabled
+        and sources.switch(name, "enabled") is not False
+    ]
+
+
+def how_to_install(name: str) -> str:
+    """What to do about a plugin that is not there."""
+    if name in OWN_PLUGINS:
+        return f"pip install '{CORE}[{name}]'"
+    return "install the distribution that brings it"
+
+
+def _refuse_doubles(chosen: Sequence[Candidate]) -> None:
+    """Of two with one name, nobody can say which is meant; one that is not used does no harm."""
+    usable = [
+        one.found for one in chosen if one.state == "selected" and one.found.api_major == API_MAJOR
+    ]
+    for one, other in combinations(usable, 2):
+        if one.name == other.name:
             raise PluginError(
-                f"{other.distribution} {other.version} and {one.distribution} {one.version} both "
+                f"{one.distribution} {one.version} and {other.distribution} {other.version} both "
                 f"bring a plugin {one.name!r}; uninstall one of them"
             )
 
 
-def _resolve(
-    names: Sequence[str], found: Sequence[Found], *, must_exist: bool = True
-) -> tuple[str, ...]:
-    """Plugin names, from plugin names or names of distributions."""
-    by_any = {one.name: one.name for one in found}
-    by_any |= {canonicalize_name(one.distribution): one.name for one in found}
-    resolved = []
+def resolve(name: str, found: Sequence[Found]) -> tuple[str, ...]:
+    """The plugin with this name, or those of the distribution with this name."""
+    normal = canonicalize_name(name)
+    own = [one.name for one in found if one.name in (name, normal)]
+    if not own:
+        own = [one.name for one in found if canonicalize_name(one.distribution) == normal]
+    return tuple(dict.fromkeys(own))
+
+
+def _wanted(names: Sequence[str], found: Sequence[Found]) -> tuple[str, ...]:
+    wanted: list[str] = []
     for name in names:
-        known = by_any.get(name) or by_any.get(canonicalize_name(name))
-        if known is None and must_exist:
-            close = difflib.get_close_matches(name, [one.name for one in found], n=1)
-            hint = f"did you mean {close[0]!r}?" if close else _what_is_there(found)
-            raise PluginError(f"plugin {name!r} is not installed; {hint}")
-        resolved.append(known or name)
-    return tuple(resolved)
+        known = resolve(name, found)
+        if not known:
+            raise PluginError(f"{ONLY_VARIABLE}: {not_installed(name, found)}")
+        wanted += known
+    return tuple(dict.fromkeys(wanted))
 
 
-def _what_is_there(found: Sequence[Found]) -> str:
-    names = ", ".join(one.name for one in found)
-    return f"installed are {names}" if names else "no plugin is installed"
+def not_installed(name: str, found: Sequence[Found]) -> str:
+    """Say so, with what was probably meant."""
+    names = [one.name for one in found]
+    hint = closest(name, names, "installed are") if names else "no plugin is installed"
+    if name in OWN_PLUGINS and "did you mean" not in hint:
+        hint = how_to_install(name)
+    return f"plugin {name!r} is not installed; {hint}"
 
 
-def _select(
-    candidate: Candidate,
-    selection: Selection,
-    sources: Sources,
-    wanted: tuple[str, ...] | None,
-    unwanted: tuple[str, ...],
-) -> None:
-    name = candidate.found.name
+def _why_not(
+    one: Found, selection: Selection, sources: Sources, wanted: tuple[str, ...] | None
+) -> str:
+    """Why a plugin is not used; empty for one that is."""
     if selection.none:
-        _leave_out(candidate, "disabled", "--no-plugins")
-    elif name in unwanted:
-        _leave_out(candidate, "disabled", f"named in {DISABLE_VARIABLE}")
-    elif wanted is not None and name not in wanted:
-        _leave_out(candidate, "disabled", f"not named in {ONLY_VARIABLE}")
-    elif sources.switch(name, "enabled") is False:
-        _leave_out(candidate, "disabled", "enabled = false")
+        return "--no-plugins"
+    for name in selection.disabled:
+        if one.name in resolve(name, [one]):
+            return f"named in {DISABLE_VARIABLE}"
+    if wanted is not None:
+        return "" if one.name in wanted else f"not named in {ONLY_VARIABLE}"
+    if sources.switch(one.name, "enabled") is False:
+        return f"enabled = false ({sources.origins(one.name)['enabled']})"
+    return ""
 
 
 def _check(candidate: Candidate) -> None:
@@ -274,19 +331,21 @@ def load(chosen: Sequence[Candidate], sources: Sources) -> list[Candidate]:
     """
     for candidate in chosen:
         if candidate.state == "selected":
-            _load_one(candidate, sources)
-        if candidate.state in ("incompatible", "failed"):
-            _report(candidate)
+            load_one(candidate, sources)
+        _report(candidate)
     return [candidate for candidate in chosen if candidate.state == "active"]
 
 
-def _load_one(candidate: Candidate, sources: Sources) -> None:
+def load_one(candidate: Candidate, sources: Sources) -> None:
+    """Import one that is selected, and make the plugin; whatever it does, only its state changes."""
     began = time.perf_counter()
     try:
         plugin_type = _import(candidate.found)
         candidate.import_s = time.perf_counter() - began
         candidate.plugin = _make(candidate.found, plugin_type, sources)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever an import does, the host goes on
+    except (KeyboardInterrupt, OptionError):
+        raise  # somebody waits at the keyboard
+    except BaseException as error:  # noqa: BLE001 - whatever an import does, the host goes on
         candidate.import_s = candidate.import_s or time.perf_counter() - began
         candidate.state = "failed"
         candidate.error = error
@@ -298,19 +357,23 @@ def _load_one(candidate: Candidate, sources: Sources) -> None:
 def _import(found: Found) -> Any:
     from stevedore import NamedExtensionManager  # noqa: PLC0415, TID251 - 25 ms, only with plugins
 
+    entry = EntryPoint(found.name, found.value, GROUP)
+
+    class One(NamedExtensionManager[Any]):
+        """Loads what was found, where stevedore would read all metadata again, or a cache of it."""
+
+        def list_entry_points(self) -> list[EntryPoint]:
+            return [entry]
+
     failures: list[BaseException] = []
-    manager: NamedExtensionManager[Any] = NamedExtensionManager(
+    manager = One(
         GROUP,
         [found.name],
-        invoke_on_load=False,
         on_load_failure_callback=lambda _manager, _entry, error: failures.append(error),
-        warn_on_missing_entrypoint=False,
     )
     if failures:
         raise failures[0]
-    for extension in manager:
-        return extension.plugin
-    raise PluginError(f"the entry point {found.value!r} of {found.distribution} is gone")
+    return manager[found.name].plugin
 
 
 def _make(found: Found, plugin_type: Any, sources: Sources) -> Plugin[Any]:
@@ -323,13 +386,31 @@ def _make(found: Found, plugin_type: Any, sources: Sources) -> Plugin[Any]:
         )
     settings_type = plugin_type.settings_type
     if settings_type is None:
+        _refuse_settings(found, sources)
         return plugin_type()
     return plugin_type(sources.plugin(found.name, settings_type))
 
 
+def _refuse_settings(found: Found, sources: Sources) -> None:
+    for key, origin in sources.origins(found.name).items():
+        if key not in PLUGIN_SWITCHES:
+            raise PluginError(f"{origin}: plugin {found.name!r} has no settings, got {key!r}")
+
+
 def _report(candidate: Candidate) -> None:
     found = candidate.found
-    text = f"plugin {found.name!r} ({found.distribution} {found.version}) {candidate.reason}"
-    if candidate.required:
-        raise PluginError(text) from candidate.error
+    text = f"plugin {found.name!r} ({found.distribution} {found.version})"
+    if candidate.state == "active":
+        logger.info("%s is loaded, in %.0f ms", text, candidate.import_s * 1000)
+    elif candidate.state == "disabled":
+        logger.info("%s is not used: %s", text, candidate.reason)
+    elif candidate.required:
+        raise PluginError(f"{text} {candidate.reason}") from candidate.error
+    else:
+        _warn_once(f"{text} {candidate.reason}")
+
+
+@cache
+def _warn_once(text: str) -> None:
+    """Each worker and client of the process meets the same broken plugin."""
     logger.warning("%s; going on without it", text)

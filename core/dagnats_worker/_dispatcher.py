@@ -15,7 +15,14 @@ from dagnats_worker._ending import Plan, plan
 from dagnats_worker._events import Events, SupersededError
 from dagnats_worker._execution import Environment, Execution
 from dagnats_worker._inflight import InFlight
-from dagnats_worker._outcome import Completed, Continued, Failed, Outcome, Released
+from dagnats_worker._outcome import (
+    Completed,
+    Continued,
+    Failed,
+    Outcome,
+    Released,
+    check_outcome,
+)
 from dagnats_worker._plugins import Hooks
 from dagnats_worker._protocol import decode_task
 from dagnats_worker._retry import Retry
@@ -27,6 +34,7 @@ from dagnats_worker.errors import (
     PluginError,
     SkipTask,
     TransportError,
+    UsageError,
 )
 
 logger = logging.getLogger("dagnats_worker.dispatcher")
@@ -101,8 +109,8 @@ class Dispatcher:
                 await self._events.started(execution)
                 outcome = await self._runner.run(execution)
         except EndTask as end:
+            outcome = _outcome_of(end)
             await self._events.started(execution)
-            outcome = end.outcome
         except DelayTask as delayed:
             self._counters.released += 1
             return Nak(delayed.delay)
@@ -152,3 +160,10 @@ class Dispatcher:
                 self._counters.retried += 1
             case _:
                 self._counters.released += 1
+
+
+def _outcome_of(end: EndTask) -> Outcome:
+    try:
+        return check_outcome(end.outcome)
+    except UsageError as error:
+        raise PluginError(f"pre_handle ended the task with no outcome: {error}") from error

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TypeVar
 
 from dagnats_worker._ack import ACKED, Ack, Nak
 from dagnats_worker._execution import Execution
 from dagnats_worker._outcome import Completed, Continued, Failed, Outcome, Paused, Released
 from dagnats_worker._retry import Retry
 
+logger = logging.getLogger("dagnats_worker.dispatcher")
+
+T = TypeVar("T")
+
 RUNS_STREAM = "KV_workflow_runs"
 ENVELOPE_BYTES_MAX = 4096
-"""What an event with the longest ids may need beside its payload and its trace, headers included."""
+"""What an event with the longest ids needs beside its payload and its trace, headers included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +77,40 @@ async def plan(execution: Execution, outcome: Outcome, retry: Retry) -> Plan:
 
 
 async def _plan_failure(execution: Execution, failure: Failed, retry: Retry) -> Plan:
-    if failure.failure_type == "retriable" and not retry.retriable(failure):
+    if failure.failure_type == "retriable" and not _retriable(execution, failure, retry):
         failure = replace(failure, failure_type="non_retriable")
     if await is_managed(execution):
         return Plan(failure, ACKED)
     if failure.failure_type != "non_retriable":
-        since_first_s = max(0.0, (time.time_ns() - execution.delivery.timestamp_ns) / 1e9)
-        delay = retry.next_delay(failure, attempt=execution.attempt, since_first_s=since_first_s)
+        delay = _next_delay(execution, failure, retry)
         if delay is not None:
             return Plan(Released("retry", delay), Nak(delay))
     final = Failed(failure.error, "non_retriable", exception=failure.exception)
     return Plan(final, ACKED, dead_letter=True)
+
+
+def _retriable(execution: Execution, failure: Failed, retry: Retry) -> bool:
+    return _answer(execution, retry, lambda policy: policy.retriable(failure))
+
+
+def _next_delay(execution: Execution, failure: Failed, retry: Retry) -> timedelta | None:
+    attempt = execution.attempt
+    since_first_s = max(0.0, (time.time_ns() - execution.delivery.timestamp_ns) / 1e9)
+    return _answer(
+        execution,
+        retry,
+        lambda policy: policy.next_delay(failure, attempt=attempt, since_first_s=since_first_s),
+    )
+
+
+def _answer(execution: Execution, retry: Retry, question: Callable[[Retry], T]) -> T:
+    """What the policy says; where it raises, which is its author's mistake, the default one."""
+    try:
+        return question(retry)
+    except Exception:  # a policy may be any code, and must not take the worker down
+        task_type = execution.environment.task_type.name
+        logger.exception("the retry policy of %r failed; the default one decides", task_type)
+        return question(Retry())
 
 
 def _fitting(execution: Execution, outcome: Outcome) -> Outcome:
@@ -94,8 +125,8 @@ def _fitting(execution: Execution, outcome: Outcome) -> Outcome:
     if size + ENVELOPE_BYTES_MAX + 2 * traced <= max_payload:
         return outcome
     return Failed(
-        f"the output has {size} bytes, but the server's max_payload is {max_payload} bytes, of which "
-        f"the event itself needs up to {ENVELOPE_BYTES_MAX + 2 * traced}; store the output elsewhere "
-        "and return a reference, or raise max_payload",
+        f"the output has {size} bytes, but the server's max_payload is {max_payload} bytes, of "
+        f"which the event itself needs up to {ENVELOPE_BYTES_MAX + 2 * traced}; store the output "
+        "elsewhere and return a reference, or raise max_payload",
         "non_retriable",
     )

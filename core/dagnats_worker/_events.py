@@ -106,6 +106,8 @@ class Events:
         if again or self._config.confirm_start or execution.inflight.source.fenced:
             await self.confirm_started(execution)
         else:
+            # In this turn of the loop the start goes out, so a handler that kills the process at
+            # once has been started all the same.
             await asyncio.sleep(0)
 
     async def confirm_started(self, execution: Execution) -> None:
@@ -164,9 +166,10 @@ class Events:
     async def next_iteration(self, execution: Execution) -> None:
         """Dispatch the next turn of an agent loop, which nobody else does without an engine."""
         task = msgspec.structs.replace(execution.task, iteration=execution.task.iteration + 1)
-        headers = execution.trace_headers()
+        subject = execution.delivery.subject
+        headers = await self.announce(execution, subject, execution.trace_headers())
         headers[HEADER_MSG_ID] = next_iteration_id(task.run_id, task.step_id, task.iteration)
-        await self.store(execution.delivery.subject, encode_task(task), headers)
+        await self.store(subject, encode_task(task), headers)
 
     async def store(self, subject: str, data: bytes, headers: dict[str, str]) -> Stored:
         """Store any message, sending it again where NATS failed."""
@@ -181,13 +184,23 @@ class Events:
         """Send one chunk of a stream to whoever listens."""
         task = execution.task
         subject = stream_subject(task.run_id, task.step_id)
-        headers = execution.trace_headers()
-        if self._hooks.pre_publish:
-            message = Message(subject, headers)
-            await self._hooks.require(
-                self._hooks.pre_publish, ctx=execution.context, message=message
-            )
+        headers = await self.announce(execution, subject, execution.trace_headers())
         await self._transport.send(subject, data, headers or None)
+
+    async def announce(
+        self, execution: Execution, subject: str, headers: dict[str, str], event_type: str = ""
+    ) -> dict[str, str]:
+        """Let plugins change the headers of a message of a task; returns those to be sent.
+
+        Raises:
+            PluginError: A required plugin failed; the message is not to be sent.
+        """
+        if not self._hooks.pre_publish:
+            return headers
+        message = Message(subject, headers, event_type)
+        ctx = execution.context
+        await self._hooks.require(self._hooks.pre_publish, ctx=ctx, message=message)
+        return message.headers
 
     async def heartbeat(self, execution: Execution) -> None:
         """Renew the lease now."""
@@ -252,12 +265,7 @@ class Events:
         self, execution: Execution, event: Event, message_id: str, expected: int = 0
     ) -> Sending:
         subject = history_subject(event.run_id)
-        headers = execution.trace_headers()
-        if self._hooks.pre_publish:
-            message = Message(subject, headers, event.type)
-            await self._hooks.require(
-                self._hooks.pre_publish, ctx=execution.context, message=message
-            )
+        headers = await self.announce(execution, subject, execution.trace_headers(), event.type)
         headers[HEADER_MSG_ID] = message_id
         if expected:
             headers[EXPECTED_SEQUENCE] = str(expected)

@@ -97,7 +97,8 @@ class Execution:
     @property
     def fenced(self) -> bool:
         """The outcome may only be stored if nobody has started the step again."""
-        return self.inflight.source.fenced or self.inflight.lease_may_have_lapsed
+        inflight = self.inflight
+        return inflight.source.fenced or self.delivery.doubtful or inflight.lease_may_have_lapsed
 
     def trace_headers(self) -> dict[str, str]:
         """The incoming trace context, which goes out unchanged where no plugin changes it."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable, Coroutine
+from datetime import timedelta
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,6 +24,8 @@ T = TypeVar("T")
 STATES: tuple[WorkerState, ...] = ("starting", "running", "draining", "stopped")
 RESTART_WAIT_FIRST_S = 0.5
 RESTART_WAIT_MAX_S = 60.0
+
+_bucket_name = re.compile(r"[-_a-zA-Z0-9]+")
 
 
 class Facade:
@@ -81,6 +85,12 @@ class Facade:
 
     def kv(self, bucket: str) -> KeyValue:
         return self._transport.key_value(bucket)
+
+    async def create_kv(self, bucket: str, *, ttl: timedelta | None = None) -> KeyValue:
+        if not _bucket_name.fullmatch(bucket):
+            raise ValueError(f"bucket {bucket!r}: letters, digits, '-' and '_' are allowed")
+        await self._transport.create_key_value(bucket, ttl or timedelta(0))
+        return self.kv(bucket)
 
     def provide(self, capability: Capability[T], factory: Callable[[BaseContext], T]) -> None:
         if capability in self.capabilities:

@@ -5,24 +5,25 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
-from types import TracebackType
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from time import monotonic
 from typing import Any, Literal, Protocol
 
 from dagnats_worker.errors import DelayTask, EndTask, PluginError, SkipTask, describe
-from dagnats_worker.hookspecs import Plugin
+from dagnats_worker.hookspecs import Plugin, PluginState
 
 logger = logging.getLogger("dagnats_worker.plugins")
-trace_logger = logging.getLogger("dagnats_worker.plugins.trace")
 
 FAILURES_MAX_DEFAULT = 10
 
 CONTROL_FLOW = (EndTask, DelayTask, SkipTask)
+ENDS_TASKS = "pre_handle"
+"""The one hook that may raise those; anywhere else the task is on its way already."""
 
 MemberState = Literal["active", "quarantined", "failed"]
-AsyncScope = AbstractAsyncContextManager[None]
+Known = dict[str, Any]
+Call = Callable[[Any], Any]
 
 
 class Member:
@@ -30,19 +31,20 @@ class Member:
 
     Attributes:
         required: Its errors give tasks back, or stop the start; an optional plugin is skipped.
-        failures: In a row, up to now.
+        failures_max: So many failures of one hook in a row, and an optional plugin leaves.
         reason: Of the last failure.
+        on_leave: Told when it leaves.
     """
 
     __slots__ = (
-        "failures",
+        "_version",
         "failures_max",
         "name",
+        "on_leave",
         "plugin",
         "reason",
         "required",
         "state",
-        "version",
     )
 
     def __init__(
@@ -50,45 +52,65 @@ class Member:
         plugin: Plugin[Any],
         *,
         required: bool,
-        version: str = "",
+        version: str | None = None,
         failures_max: int = FAILURES_MAX_DEFAULT,
     ) -> None:
         self.plugin = plugin
         self.name = plugin.name
-        self.version = version
+        self._version = version
         self.required = required
-        self.failures = 0
         self.failures_max = failures_max
         self.state: MemberState = "active"
         self.reason = ""
+        self.on_leave: Callable[[], None] | None = None
+
+    @property
+    def version(self) -> str:
+        """Of its distribution; for a plugin that code hands over, of one called like its package."""
+        if self._version is None:
+            package = type(self.plugin).__module__.partition(".")[0]
+            try:
+                self._version = version(package)
+            except (PackageNotFoundError, ValueError):
+                self._version = ""
+        return self._version
+
+    def describe(self) -> PluginState:
+        """What the worker says of it."""
+        return PluginState(self.name, self.version, self.state, self.reason)
 
     def failed(self, error: BaseException, where: str) -> None:
-        """Count a failure that changes nothing for the task; too many in a row, and that was it."""
+        """Tell of a failure that changes nothing for the task."""
         self.reason = f"{where}: {describe(error)}"
         logger.error("plugin %r, %s", self.name, self.reason, exc_info=error)
-        if self.required:
-            return
-        self.failures += 1
-        if self.failures >= self.failures_max and self.state == "active":
-            self.leave("quarantined")
 
     def leave(self, state: MemberState) -> None:
         """Call none of this plugin's hooks any more."""
+        if self.state != "active":
+            return
         self.state = state
         logger.error("plugin %r is not called any more (%s): %s", self.name, state, self.reason)
+        if self.on_leave is not None:
+            self.on_leave()
 
 
 class Watched(Protocol):
-    """Something that awaits hooks, and can be told by the watchdog that one takes too long."""
+    """Something that awaits hooks, one at a time, and is told by the clock when one takes too long.
+
+    Attributes:
+        task: What is cancelled then.
+        hook: What is awaited now, since ``hook_since``.
+        hook_late: How often the clock has cancelled it.
+    """
 
     task: asyncio.Task[Any] | None
     hook: Implementation | None
     hook_since: float
-    hook_late: bool
+    hook_late: int
 
 
 class Caller:
-    """What awaits the hooks of a worker, as an ``InFlight`` awaits those of a task."""
+    """What awaits hooks outside of the task that walks a delivery, as an ``InFlight`` does there."""
 
     __slots__ = ("__weakref__", "hook", "hook_late", "hook_since", "task")
 
@@ -96,210 +118,135 @@ class Caller:
         self.task: asyncio.Task[Any] | None = asyncio.current_task()
         self.hook: Implementation | None = None
         self.hook_since = 0.0
-        self.hook_late = False
+        self.hook_late = 0
 
 
 class Implementation:
-    """One plugin's implementation of one hook."""
+    """One plugin's implementation of one hook, or the entry or the exit of a scope.
 
-    __slots__ = ("_names", "function", "hook", "member")
+    Attributes:
+        label: What messages call it.
+        function: The plugin's own.
+        invoke: Calls it with those of the known arguments that it takes.
+        is_async: What ``invoke`` gives is a coroutine, without a look at it.
+        failures: In a row, up to now.
+    """
+
+    __slots__ = ("failures", "function", "hook", "invoke", "is_async", "label", "member")
 
     def __init__(
-        self, hook: str, member: Member, function: Callable[..., Any], names: Sequence[str]
+        self,
+        hook: str,
+        member: Member,
+        function: Callable[..., Any],
+        invoke: Call,
+        *,
+        is_async: bool,
+        label: str = "",
     ) -> None:
         self.hook = hook
         self.member = member
         self.function = function
-        self._names = tuple(names)
-
-    def __call__(self, known: dict[str, Any]) -> Any:
-        return self.function(*[known[name] for name in self._names])
-
-    def takes(self, name: str) -> bool:
-        """Whether it wants this argument."""
-        return name in self._names
+        self.invoke = invoke
+        self.is_async = is_async
+        self.label = label or hook
+        self.failures = 0
 
     def error(self, error: BaseException) -> PluginError:
-        return PluginError(f"plugin {self.member.name!r}, {self.hook}: {describe(error)}")
+        """What is raised where the plugin is required."""
+        return PluginError(f"plugin {self.member.name!r}, {self.label}: {describe(error)}")
+
+    def failed(self, error: BaseException) -> None:
+        """Count a failure that changes nothing for the task; too many in a row, and that was it."""
+        self.member.failed(error, self.label)
+        self.failures += 1
+        if self.failures >= self.member.failures_max and not self.member.required:
+            self.member.leave("quarantined")
 
 
 Implementations = tuple[Implementation, ...]
 
 
-async def call(implementation: Implementation, watched: Watched, known: dict[str, Any]) -> Any:
-    """Call one implementation and await it, for at most as long as the watchdog allows."""
-    watched.hook_since = time.monotonic()
-    watched.hook = implementation
+async def call(implementation: Implementation, watched: Watched, known: Any) -> Any:
+    """Call one implementation and await it, for at most as long as the clock allows.
+
+    Hooks can be nested: what a hook sends for its task goes through ``pre_publish``.
+    """
+    outer, outer_since = watched.hook, watched.hook_since
+    watched.hook, watched.hook_since = implementation, monotonic()
     try:
-        answer = implementation(known)
-        if answer is None:
-            return None
-        return await answer if inspect.isawaitable(answer) else answer
-    except asyncio.CancelledError as error:
-        if not _was_late(watched):
+        answer = implementation.invoke(known)
+        if implementation.is_async:
+            answer = await answer
+        elif answer is not None and inspect.isawaitable(answer):
+            answer = await answer
+    except BaseException as error:
+        watched.hook, watched.hook_since = outer, outer_since
+        reason = _reason(error, watched)
+        if reason is error:
             raise
-        raise TimeoutError("it took too long and was cancelled") from error
-    finally:
-        watched.hook = None
+        raise reason from error
+    watched.hook, watched.hook_since = outer, outer_since
+    if watched.hook_late:
+        _take_back(watched)
+    return answer
 
 
-def _was_late(watched: Watched) -> bool:
-    """Whether the watchdog has cancelled the call, and nobody else the task."""
-    if not watched.hook_late:
-        return False
-    watched.hook_late = False
-    return watched.task is None or watched.task.uncancel() == 0
+def _reason(error: BaseException, watched: Watched) -> BaseException:
+    """What really happened: the clock, the plugin and the worker may all have cancelled the task."""
+    late = _take_back(watched)
+    if isinstance(error, Exception | GeneratorExit):
+        return error
+    if not isinstance(error, asyncio.CancelledError):
+        return RuntimeError(f"it raised {error!r}")
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        return error
+    if late:
+        return TimeoutError("it took longer than hook_timeout and was cancelled")
+    return RuntimeError("it raised CancelledError, and nobody had asked it to stop")
 
 
-async def require(
-    implementations: Implementations, watched: Watched, known: dict[str, Any]
-) -> None:
-    """Call each; the first error of a required plugin stops the walk."""
-    for implementation in implementations:
-        try:
-            await call(implementation, watched, known)
-        except CONTROL_FLOW:
-            raise
-        except Exception as error:
-            if implementation.member.required:
-                raise implementation.error(error) from error
-            implementation.member.failed(error, implementation.hook)
-        else:
-            implementation.member.failures = 0
+def _take_back(watched: Watched) -> int:
+    """What the clock has cancelled is not cancelled any more; what others have still is."""
+    late, watched.hook_late = watched.hook_late, 0
+    task = asyncio.current_task()
+    for _ in range(late):
+        if task is not None:
+            task.uncancel()
+    return late
 
 
-async def notify(implementations: Implementations, watched: Watched, known: dict[str, Any]) -> None:
-    """Call each; errors are logged."""
-    for implementation in implementations:
-        try:
-            await call(implementation, watched, known)
-        except Exception as error:  # noqa: BLE001 - nothing a plugin raises may change the walk here
-            implementation.member.failed(error, implementation.hook)
-
-
-async def first(implementations: Implementations, watched: Watched, known: dict[str, Any]) -> Any:
-    """Call each until one answers with something; errors are logged."""
-    for implementation in implementations:
-        try:
-            answer = await call(implementation, watched, known)
-        except Exception as error:  # noqa: BLE001 - nothing a plugin raises may change the walk here
-            implementation.member.failed(error, implementation.hook)
-        else:
-            if answer is not None:
-                return answer
-    return None
-
-
-async def first_required(
-    implementations: Implementations, watched: Watched, known: dict[str, Any]
+async def walk(
+    implementations: Implementations,
+    watched: Watched,
+    known: Known,
+    *,
+    vital: bool,
+    accept: Call | None = None,
 ) -> Any:
-    """As ``first``, but the error of a required plugin is raised."""
-    for implementation in implementations:
-        try:
-            answer = await call(implementation, watched, known)
-        except Exception as error:
-            if implementation.member.required:
-                raise implementation.error(error) from error
-            implementation.member.failed(error, implementation.hook)
-        else:
-            if answer is not None:
-                return answer
-    return None
-
-
-class Scope(AbstractAsyncContextManager[None]):
-    """Several context managers as one, none of which can swallow an exception or raise at its end.
+    """Call each in order.
 
     Args:
-        vital: The error of a required plugin on entry is raised; else every error is logged only.
-        removes: An optional plugin that fails on entry is not called any more.
+        vital: The error of a required plugin ends the walk and is raised; all others are logged.
+        accept: The first answer but None ends the walk. It is given to this function, which
+            raises where no hook may answer so.
+
+    Returns:
+        That answer; None where there is none, or where nobody is to answer.
     """
-
-    __slots__ = ("_entered", "_implementations", "_known", "_removes", "_vital", "_watched")
-
-    def __init__(
-        self,
-        implementations: Implementations,
-        watched: Watched,
-        known: dict[str, Any],
-        *,
-        vital: bool = True,
-        removes: bool = False,
-    ) -> None:
-        self._implementations = implementations
-        self._watched = watched
-        self._known = known
-        self._vital = vital
-        self._removes = removes
-        self._entered: list[tuple[Implementation, AsyncScope]] = []
-
-    async def __aenter__(self) -> None:
-        for implementation in self._implementations:
-            try:
-                manager = implementation(self._known)
-                await call(_part(implementation, manager.__aenter__), self._watched, {})
-            except Exception as error:
-                if self._vital and implementation.member.required:
-                    raised = implementation.error(error)
-                    await self.__aexit__(type(raised), raised, raised.__traceback__)
-                    raise raised from error
-                implementation.member.failed(error, f"entering {implementation.hook}")
-                if self._removes and implementation.member.state == "active":
-                    implementation.member.leave("failed")
-            except BaseException as error:
-                await self.__aexit__(type(error), error, error.__traceback__)
-                raise
-            else:
-                self._entered.append((implementation, manager))
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        interrupted: asyncio.CancelledError | None = None
-        while self._entered:
-            implementation, manager = self._entered.pop()
-
-            def leave(left: AsyncScope = manager) -> Any:
-                return left.__aexit__(kind, error, traceback)
-
-            try:
-                await call(_part(implementation, leave), self._watched, {})
-            except asyncio.CancelledError as cancelled:
-                if cancelled is not error:
-                    interrupted = cancelled
-            except Exception as raised:  # noqa: BLE001 - the end of a scope cannot change the verdict
-                if raised is not error:
-                    implementation.member.failed(raised, f"leaving {implementation.hook}")
-        if interrupted is not None:
-            raise interrupted
-
-
-def _part(implementation: Implementation, function: Callable[[], Any]) -> Implementation:
-    return Implementation(implementation.hook, implementation.member, function, ())
-
-
-class TracedImplementation(Implementation):
-    """An implementation that logs each call with its duration."""
-
-    __slots__ = ()
-
-    def __call__(self, known: dict[str, Any]) -> Any:
-        began = time.perf_counter()
-        answer = super().__call__(known)
-        if inspect.isawaitable(answer):
-            return self._awaited(answer, began)
-        self._log(began)
-        return answer
-
-    async def _awaited(self, answer: Any, began: float) -> Any:
+    for implementation in implementations:
         try:
-            return await answer
-        finally:
-            self._log(began)
-
-    def _log(self, began: float) -> None:
-        took_ms = (time.perf_counter() - began) * 1000
-        trace_logger.info("%s of %s took %.3f ms", self.hook, self.member.name, took_ms)
+            answer = await call(implementation, watched, known)
+            if accept is not None and answer is not None:
+                return accept(answer)
+        except Exception as error:
+            if implementation.hook == ENDS_TASKS and isinstance(error, CONTROL_FLOW):
+                raise
+            if vital and implementation.member.required:
+                raise implementation.error(error) from error
+            implementation.failed(error)
+        else:
+            if implementation.failures:
+                implementation.failures = 0
+    return None

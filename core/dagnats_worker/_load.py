@@ -11,6 +11,7 @@ from dagnats_worker._config import WorkerConfig, installed_overrides
 from dagnats_worker._hook_calls import Member
 from dagnats_worker._plugins import Hooks
 from dagnats_worker._settings import WORKER, Sources
+from dagnats_worker.errors import PluginError
 from dagnats_worker.hookspecs import Plugin
 
 
@@ -43,6 +44,8 @@ def load_hooks(
         return Hooks(plugins)
     sources = Sources(overrides.options, file=file)
     selection = _discovery.Selection.from_environment(none=overrides.no_plugins)
+    for missing in _discovery.missing_required(selection, sources):
+        raise PluginError(missing)
     chosen = _discovery.load(_discovery.candidates(selection, sources), sources)
     return Hooks(
         members=[

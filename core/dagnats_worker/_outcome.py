@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal
 
+from dagnats_worker import _json
 from dagnats_worker.errors import (
     CapabilityMissingError,
     NonRetryableError,
@@ -94,7 +95,9 @@ def failed(error: BaseException) -> Failed:
     """
     for cause in causes(error):
         if isinstance(cause, RetryAfterError):
-            return Failed(describe(cause), "retry_after", cause.delay, error)
+            delay = getattr(cause, "delay", None)  # a subclass may have forgotten it
+            known = delay if isinstance(delay, timedelta) else None
+            return Failed(describe(cause), "retry_after", known, error)
     for cause in causes(error):
         if isinstance(cause, NonRetryableError):
             return Failed(describe(cause), "non_retriable", exception=error)
@@ -104,5 +107,29 @@ def failed(error: BaseException) -> Failed:
 
 
 def is_outcome(value: Any) -> bool:
-    """Whether a plugin handed over an outcome and not something else."""
+    """Whether it is one of the five, whatever is in it."""
     return isinstance(value, Completed | Continued | Failed | Paused | Released)
+
+
+def check_outcome(value: Any) -> Outcome:
+    """Refuse what could not be published, while it can be said who is to blame.
+
+    Raises:
+        UsageError: Not an outcome, one with a field of another type, or an output that is not JSON.
+    """
+    match value:
+        case Completed(bytes(output)) | Continued(bytes(output)):
+            if output:
+                _json.encode(output)
+        case Failed(str(), "retriable" | "non_retriable" | "retry_after", None | timedelta()):
+            pass
+        case Paused(str(), timedelta()) | Released(str(), timedelta()):
+            pass
+        case _ if is_outcome(value):
+            raise UsageError(f"an outcome has a field of the wrong type: {value!r:.200}")
+        case _:
+            raise UsageError(
+                f"{value!r:.200} is not an outcome; use Completed, Failed and the like"
+            )
+    outcome: Outcome = value
+    return outcome

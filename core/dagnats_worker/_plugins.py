@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakSet
 
@@ -39,6 +39,7 @@ HOOKS = (
     "on_complete",
     "child_scope",
 )
+EVERYBODY = "*"
 FORBIDDEN_OPTIONS = ("wrapper", "hookwrapper")
 
 
@@ -64,7 +65,7 @@ class Hooks:
         self, plugins: Sequence[Plugin[Any]] = (), members: Sequence[Member] | None = None
     ) -> None:
         if members is None:
-            members = [Member(plugin, required=True) for plugin in plugins]
+            members = [Member(_a_plugin(one), required=True) for one in plugins]
         self.members = _checked(in_order(members))
         self.callers: WeakSet[Caller] = WeakSet()
         self._traced = bool(os.environ.get(TRACE_VARIABLE))
@@ -138,6 +139,14 @@ class Hooks:
         return Scope(implementations, self._watched(known), known, vital=vital, removes=removes)
 
 
+def _a_plugin(thing: Plugin[Any]) -> Plugin[Any]:
+    if not isinstance(thing, Plugin):
+        raise PluginError(f"{thing!r} is not an instance of a Plugin subclass")
+    if not isinstance(getattr(thing, "name", None), str) or not thing.name:
+        raise PluginError(f"plugin class {type(thing).__name__} has no name; give it one as `name`")
+    return thing
+
+
 # ---------------------------------------------------------------------- order
 
 
@@ -147,9 +156,6 @@ def in_order(members: Sequence[Member]) -> list[Member]:
     Raises:
         PluginError: Two plugins have one name, or their wishes form a ring.
     """
-    for member in members:
-        if not isinstance(member.plugin, Plugin):
-            raise PluginError(f"{member.plugin!r} is not an instance of a Plugin subclass")
     names = [member.name for member in members]
     for name in names:
         if names.count(name) > 1:
@@ -157,7 +163,7 @@ def in_order(members: Sequence[Member]) -> list[Member]:
     waiting = list(members)
     ordered: list[Member] = []
     while waiting:
-        ready = next((one for one in waiting if not _must_wait(one.plugin, waiting)), None)
+        ready = _ready(waiting, _goes_first) or _ready(waiting, _is_named_first)
         if ready is None:
             ring = ", ".join(repr(member.name) for member in waiting)
             raise PluginError(f"the before and after of the plugins {ring} contradict each other")
@@ -166,22 +172,31 @@ def in_order(members: Sequence[Member]) -> list[Member]:
     return ordered
 
 
-def _must_wait(plugin: Plugin[Any], waiting: Sequence[Member]) -> bool:
-    return any(
-        (_named(other.plugin, plugin.after) or _named(plugin, other.plugin.before))
-        and not _stronger(plugin, other.plugin)
-        for other in waiting
-        if other.plugin is not plugin
-    )
+Precedes = Callable[[Plugin[Any], Plugin[Any]], bool]
 
 
-def _named(plugin: Plugin[Any], names: tuple[str, ...]) -> bool:
-    return plugin.name in names or "*" in names
+def _ready(waiting: Sequence[Member], precedes: Precedes) -> Member | None:
+    """The first one that no other one precedes."""
+    for member in waiting:
+        others = (other for other in waiting if other is not member)
+        if not any(precedes(other.plugin, member.plugin) for other in others):
+            return member
+    return None
 
 
-def _stronger(plugin: Plugin[Any], other: Plugin[Any]) -> bool:
-    """A wish that names the other plugin is stronger than the other's ``*``."""
-    return other.name in plugin.before and plugin.name not in other.before
+def _goes_first(one: Plugin[Any], other: Plugin[Any]) -> bool:
+    """A wish that names the other plugin is stronger than ``*``, and two ``*`` cancel each other."""
+    if _is_named_first(one, other) or _is_named_first(other, one):
+        return _is_named_first(one, other)
+    return _is_starred_first(one, other) and not _is_starred_first(other, one)
+
+
+def _is_named_first(one: Plugin[Any], other: Plugin[Any]) -> bool:
+    return other.name in one.before or one.name in other.after
+
+
+def _is_starred_first(one: Plugin[Any], other: Plugin[Any]) -> bool:
+    return EVERYBODY in one.before or EVERYBODY in other.after
 
 
 # ---------------------------------------------------------------------- checks
@@ -252,14 +267,23 @@ def _check_implementation(plugin_name: str, hook: str, impl: pluggy.HookImpl) ->
                 f"plugin {plugin_name!r}, {hook}: {option}=True does not work with coroutines; "
                 "use a scope, which is an async context manager"
             )
-    function = impl.function
-    if hook in SCOPES and (
-        inspect.iscoroutinefunction(function)
-        or inspect.isasyncgenfunction(function)
-        or inspect.isgeneratorfunction(function)
-    ):
+    if hook in SCOPES and not _may_be_scope(hook, impl.function):
         decorator = "contextmanager" if hook == "child_scope" else "asynccontextmanager"
         raise PluginError(
             f"plugin {plugin_name!r}, {hook}: a scope returns a context manager; put "
             f"@{decorator} below @hookimpl"
         )
+
+
+def _may_be_scope(hook: str, function: Callable[..., Any]) -> bool:
+    """Whether calling it may give the context manager of that kind; a decorator leaves a trace."""
+    if (
+        inspect.iscoroutinefunction(function)
+        or inspect.isasyncgenfunction(function)
+        or inspect.isgeneratorfunction(function)
+    ):
+        return False
+    decorated = inspect.unwrap(function)
+    if hook == "child_scope":
+        return not inspect.isasyncgenfunction(decorated)
+    return not inspect.isgeneratorfunction(decorated)

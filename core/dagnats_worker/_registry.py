@@ -101,7 +101,7 @@ class Registry:
             function,
             executor=options.get("executor"),
             typed=typed,
-            unwrap_trigger=options.get("unwrap_trigger", False),
+            unwrap_trigger=_switch("unwrap_trigger", options.get("unwrap_trigger", False)),
         )
         registration = self._checked(task_type, spec, options, plugin_options)
         self._by_type[task_type] = registration
@@ -130,8 +130,8 @@ class Registry:
             timeout=_duration("timeout", options.get("timeout", TASK_TIMEOUT_DEFAULT)),
             ack_wait=_duration_or_none("ack_wait", options.get("ack_wait")),
             retry=retry,
-            heartbeat=bool(options.get("heartbeat", True)),
-            needs=tuple(options.get("needs", ())),
+            heartbeat=_switch("heartbeat", options.get("heartbeat", True)),
+            needs=_capabilities(options.get("needs", ())),
             plugin_options=plugin_options,
         )
 
@@ -160,7 +160,7 @@ def _plugin_options(
         names = {field.name for field in dataclasses.fields(declared)}
         if doubled := names & known:
             raise UsageError(
-                f"plugin {plugin.name!r} declares the task option {sorted(doubled)[0]!r}, "
+                f"plugin {plugin.name!r} declares the task option {min(doubled)!r}, "
                 "which exists already; leave one of the two plugins out"
             )
         known |= names
@@ -192,3 +192,15 @@ def _duration(name: str, value: Any) -> timedelta:
 
 def _duration_or_none(name: str, value: Any) -> timedelta | None:
     return None if value is None else _duration(name, value)
+
+
+def _switch(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is True or False, got {value!r}")
+    return value
+
+
+def _capabilities(value: Any) -> tuple[Capability[Any], ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(one, Capability) for one in value):
+        raise TypeError(f"needs is a list of capabilities, got {value!r}")
+    return tuple(value)

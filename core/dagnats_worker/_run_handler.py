@@ -15,7 +15,7 @@ from dagnats_worker._counters import Counters
 from dagnats_worker._execution import Execution
 from dagnats_worker._handlers import HandlerSpec
 from dagnats_worker._inflight import Ending, InFlight
-from dagnats_worker._outcome import Completed, Failed, Outcome, Released, failed, is_outcome
+from dagnats_worker._outcome import Completed, Failed, Outcome, Released, check_outcome, failed
 from dagnats_worker._plugins import Hooks
 from dagnats_worker.errors import (
     DagnatsError,
@@ -92,7 +92,10 @@ class HandlerRunner:
     ) -> Outcome:
         recorded = execution.outcome
         if isinstance(error, ReleaseTask):
-            return recorded or error.outcome
+            try:
+                return recorded or check_outcome(error.outcome)
+            except UsageError as malformed:
+                error = malformed
         if recorded is not None:
             if error is not None and not isinstance(error, UsageError):
                 _ignored(execution, f"raised {type(error).__name__}: {describe(error)}", error)
@@ -110,7 +113,7 @@ class HandlerRunner:
         """Let plugins answer a failure with another outcome."""
         if not isinstance(outcome, Failed):
             return outcome
-        error = outcome.exception or NonRetryableError(outcome.error)
+        error = outcome.exception or _error_of(outcome)
         _log_failure(execution, outcome, error)
         if not self._hooks.on_error:
             return outcome
@@ -119,13 +122,12 @@ class HandlerRunner:
         )
         if answer is None:
             return outcome
-        if not is_outcome(answer):
-            logger.error(
-                "on_error answered %r, which is not an outcome; %r stands", answer, outcome
-            )
-            return outcome
-        replaced: Outcome = answer
-        return replaced
+        try:
+            return check_outcome(answer)
+        except UsageError as malformed:
+            text = str(malformed)
+        logger.error("on_error was answered, and %r stands all the same: %s", outcome, text)
+        return outcome
 
     async def _ended(self, execution: Execution, ending: Ending) -> Outcome:
         match ending:
@@ -161,6 +163,12 @@ def _failure(error: BaseException) -> Failed:
         text = f"the handler raised {error!r}, which ends this attempt and not the worker"
         return Failed(text, "retriable", exception=error)
     return failed(error)
+
+
+def _error_of(failure: Failed) -> TaskError:
+    """What a handler would have raised for a failure that it has recorded as a text."""
+    kind = NonRetryableError if failure.failure_type == "non_retriable" else TaskError
+    return kind(failure.error)
 
 
 def _ignored(execution: Execution, what: str, error: BaseException | None = None) -> None:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dagnats_worker._arrival import Arrivals
 from dagnats_worker._cancellation import Cancellations
@@ -273,8 +273,9 @@ class RunningWorker:
         """Wait for the handlers, unless the end is forced meanwhile."""
         ends = asyncio.gather(*(intake.wait(within_s) for intake in self._intakes))
         forced = asyncio.create_task(self._forced.wait())
+        either: set[asyncio.Future[Any]] = {ends, forced}
         try:
-            await asyncio.wait({ends, forced}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             return ends.done() and all(ends.result())
         finally:
             ends.cancel()

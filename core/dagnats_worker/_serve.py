@@ -27,7 +27,7 @@ EXIT_BROKEN = 1
 EXIT_GAVE_UP = 3
 EXIT_FORCED = 130
 
-FORCED_WITHIN_S = 8.0
+FORCED_WITHIN_S = 6.0
 """A forced end that takes longer than this is made by ending the process."""
 
 CLOSED_WITHIN_S = 2.0

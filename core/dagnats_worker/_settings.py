@@ -1,27 +1,33 @@
 """Settings from where users put them: command line, environment, file, in that strength.
 
-The settings of the core and of each plugin are a frozen dataclass. What is not a field of it, or does
-not have its type, is an error that says where it came from and what was probably meant.
+The settings of the core and of each plugin are a frozen dataclass. What is not a field of it, or
+does not have its type, is an error that says where it came from and what was probably meant.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import functools
 import os
+import ssl
 import tomllib
-import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-import msgspec
-
-from dagnats_worker._config import installed_overrides
-from dagnats_worker._durations import parse_duration
+from dagnats_worker._config import TLSFiles, installed_overrides
+from dagnats_worker._setting_types import (
+    MAPPINGS,
+    UNIONS,
+    Form,
+    WrongValueError,
+    closest,
+    converted,
+    field_types,
+    missing_fields,
+)
 from dagnats_worker.errors import UsageError
 
 S = TypeVar("S")
@@ -35,28 +41,42 @@ PLUGINS = "plugins"
 PLUGIN_SWITCHES = ("enabled", "required")
 """Keys of a plugin's table that are the core's and not the plugin's."""
 
+Place = Literal["option", "variable", "file"]
+
+
+class OptionError(UsageError):
+    """What is wrong stands on the command line, so whoever has typed it is looking at it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Given:
     """One value that somebody has set.
 
     Attributes:
-        origin: Where, for messages: an option, a variable, a file with its table.
-        text: It came as text and is to be read as the field's type.
+        section: ``worker``, or the name of a plugin.
+        key: With dots where the setting is within a table.
+        origin: For messages: the option, the variable, the file with its table.
     """
 
+    section: str
     key: str
     value: Any
+    place: Place
     origin: str
-    text: bool
+
+    @property
+    def form(self) -> Form:
+        """How the value is to be read."""
+        return "file" if self.place == "file" else "text"
 
 
 class Sources:
-    """Everything that was configured outside the code.
+    """Everything that was configured outside the code; the file is read when it is first needed.
 
     Args:
         options: From the command line, as ``section.key=value``.
-        environment: Variables, ``DAGNATS_WORKER__<SECTION>__<KEY>``.
+        environment: Variables, ``DAGNATS_WORKER__<SECTION>__<KEY>``, and one more part where the
+            setting is a table.
         file: The file to read; None for ``dagnats-worker.toml`` or ``pyproject.toml`` in the
             current folder, whichever is there first and has our table.
     """
@@ -69,28 +89,39 @@ class Sources:
     ) -> None:
         self._options = [_option(option) for option in options]
         self._environment = dict(os.environ if environment is None else environment)
-        self._file, self._table = _read(Path(file) if file is not None else None)
+        self._path = Path(file) if file is not None else None
+
+    @functools.cached_property
+    def _file(self) -> tuple[str, dict[str, Any]]:
+        return _read(self._path)
 
     def worker(self, settings_type: type[S]) -> S:
-        """The settings of the core."""
-        return self._make(settings_type, WORKER, self._given(WORKER))
+        """The settings of the core.
+
+        Raises:
+            UsageError: A setting that does not exist or has another type; says where it is.
+        """
+        return _build(settings_type, WORKER, self._given(WORKER), None)
 
     def plugin(self, name: str, settings_type: type[S]) -> S:
-        """The settings of one plugin."""
+        """The settings of one plugin.
+
+        Raises:
+            UsageError: As for ``worker``.
+        """
         given = [one for one in self._given(name) if one.key not in PLUGIN_SWITCHES]
-        return self._make(settings_type, name, given)
+        return _build(settings_type, name, given, None)
 
     def stronger_than_code(self, name: str, settings: S) -> S:
         """Settings that the code has made, with what the command line says of them."""
         if not dataclasses.is_dataclass(settings) or isinstance(settings, type):
             return settings
         given = [
-            Given(key, value, origin, text=True)
-            for section, key, value, origin in self._options
-            if section == name and key not in PLUGIN_SWITCHES
+            one
+            for one in self._options
+            if one.section == _section(name) and one.key not in PLUGIN_SWITCHES
         ]
-        changed = _values(type(settings), name, given)
-        return dataclasses.replace(settings, **changed) if changed else settings
+        return _build(type(settings), name, given, settings) if given else settings
 
     def switch(self, name: str, switch: str) -> bool | None:
         """``enabled`` or ``required`` of a plugin; None where nobody has said."""
@@ -100,34 +131,76 @@ class Sources:
                 value = _convert(one, bool, name)
         return value
 
-    def plugin_names(self) -> set[str]:
-        """The plugins that the file speaks of."""
-        return set(self._table.get(PLUGINS, {}))
+    def origins(self, name: str) -> dict[str, str]:
+        """Where each setting of a section comes from that is not a default, by its key."""
+        return {one.key: one.origin for one in self._given(name)}
 
-    def _given(self, section: str) -> Iterator[Given]:
+    def plugin_names(self) -> KeysView[str]:
+        """The plugins that the file speaks of, in its order."""
+        names: KeysView[str] = self._file[1].get(PLUGINS, {}).keys()
+        return names
+
+    def required(self) -> dict[str, str]:
+        """The plugins that are required, and who says so."""
+        written = {_section(name): name for name in self.plugin_names()}
+        sections = {one.section for one in (*self._variables(), *self._options)}
+        names = [written.get(section, section) for section in {**written, **dict.fromkeys(sections)}]
+        return {
+            name: self.origins(name)["required"]
+            for name in names
+            if name != WORKER and self.switch(name, "required")
+        }
+
+    def of_nobody(self, names: Iterable[str]) -> list[Given]:
+        """What was set outside the file for plugins that are none of these."""
+        known = {WORKER, *map(_section, names)}
+        return [one for one in (*self._variables(), *self._options) if one.section not in known]
+
+    def _given(self, name: str) -> Iterator[Given]:
         """What was set of a section, weakest first."""
-        table = self._table if section == WORKER else self._table.get(PLUGINS, {})
-        path = f"{self._file} [{section if section == WORKER else f'{PLUGINS}.{section}'}]"
-        for key, value in table.get(section, {}).items():
-            yield Given(key.replace("-", "_"), value, path, text=False)
-        prefix = f"{PREFIX}{section.replace('-', '_').upper()}__"
+        section = _section(name)
+        yield from self._from_file(name)
+        for one in (*self._variables(), *self._options):
+            if one.section == section:
+                yield one
+
+    def _from_file(self, name: str) -> Iterator[Given]:
+        file, table = self._file
+        tables = table if name == WORKER else table.get(PLUGINS, {})
+        for written, values in tables.items():
+            if _section(written) == _section(name):
+                where = WORKER if name == WORKER else f"{PLUGINS}.{written}"
+                for key, value in values.items():
+                    key_name = key.replace("-", "_")
+                    yield Given(_section(name), key_name, value, "file", f"{file} [{where}]")
+
+    def _variables(self) -> Iterator[Given]:
         for variable, value in sorted(self._environment.items()):
-            if variable.startswith(prefix):
-                yield Given(variable.removeprefix(prefix).lower(), value, variable, text=True)
-        for named, key, value, origin in self._options:
-            if named == section:
-                yield Given(key, value, origin, text=True)
-
-    def _make(self, settings_type: type[S], section: str, given: typing.Iterable[Given]) -> S:
-        return settings_type(**_values(settings_type, section, given))
+            section, separator, key = variable.removeprefix(PREFIX).partition("__")
+            if variable.startswith(PREFIX) and separator:
+                key = key.lower().replace("__", ".")
+                yield Given(_section(section.lower()), key, value, "variable", variable)
 
 
-def _option(option: str) -> tuple[str, str, str, str]:
+def _section(name: str) -> str:
+    """Variables cannot have dashes, so a dash is as good as an underscore."""
+    return name.replace("_", "-")
+
+
+def variable_of(section: str, key: str) -> str:
+    """The environment variable of a setting."""
+    return f"{PREFIX}{section}__{key}".replace("-", "_").replace(".", "__").upper()
+
+
+def _option(option: str) -> Given:
     name, separator, value = option.partition("=")
     section, dot, key = name.partition(".")
     if not separator or not dot or not section or not key:
-        raise UsageError(f"-o {option}: write it as plugin.key=value, or worker.key=value")
-    return section, key.replace("-", "_"), value, f"-o {name}"
+        raise OptionError(f"-o {option}: write it as plugin.key=value, or worker.key=value")
+    return Given(_section(section), key.replace("-", "_"), value, "option", f"-o {name}")
+
+
+# ---------------------------------------------------------------------- the file
 
 
 def _read(file: Path | None) -> tuple[str, dict[str, Any]]:
@@ -136,7 +209,7 @@ def _read(file: Path | None) -> tuple[str, dict[str, Any]]:
         table = _load(candidate, must_exist=file is not None)
         if candidate.name == PROJECT_FILE:
             for name in PROJECT_TABLE:
-                table = table.get(name, {})
+                table = _table(candidate, name, table.get(name, {}))
         if table:
             _check_tables(candidate, table)
             return str(candidate), table
@@ -155,73 +228,140 @@ def _load(file: Path, *, must_exist: bool) -> dict[str, Any]:
 
 
 def _check_tables(file: Path, table: dict[str, Any]) -> None:
-    for name in table:
+    for name, value in table.items():
         if name not in (WORKER, PLUGINS):
             raise UsageError(
                 f"{file}: there is no table {name!r}; "
-                + _closest(name, (WORKER, PLUGINS), "the tables are")
+                + closest(name, (WORKER, PLUGINS), "the tables are")
             )
+        _table(file, name, value)
+    for name, value in table.get(PLUGINS, {}).items():
+        _table(file, f"{PLUGINS}.{name}", value)
+
+
+def _table(file: Path, name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UsageError(f"{file}: {name} is a table, got {value!r}")
+    return value
+
+
+# ---------------------------------------------------------------------- settings of a type
+
+
+def _build(
+    settings_type: type[S], section: str, given: Iterable[Given], base: S | None
+) -> S:
+    """Make settings, or change those that are there already."""
+    given = list(given)
+    try:
+        values = _values(settings_type, section, given, base)
+        if base is not None:
+            changed: Any = dataclasses.replace(typing.cast("Any", base), **values)
+            return typing.cast("S", changed)
+        if lacking := missing_fields(settings_type, values):
+            raise UsageError(_lacks(section, lacking[0]))
+        return settings_type(**values)
+    except (ValueError, TypeError) as error:
+        blamed = [one for one in given if one.key in str(error)] or given
+        origins = ", ".join(dict.fromkeys(one.origin for one in blamed)) or section
+        raise _error(blamed)(f"{origins}: {error}") from error
+
+
+def _lacks(section: str, key: str) -> str:
+    table = section if section.partition(".")[0] == WORKER else f"{PLUGINS}.{section}"
+    return (
+        f"{section!r} needs the setting {key!r}: give it as -o {section}.{key}=..., in the variable "
+        f"{variable_of(section, key)}, or in [{table}] of {OWN_FILE}"
+    )
+
+
+def _error(given: Sequence[Given]) -> type[UsageError]:
+    return OptionError if any(one.place == "option" for one in given) else UsageError
 
 
 def _values(
-    settings_type: type[Any], section: str, given: typing.Iterable[Given]
+    settings_type: type[Any], section: str, given: Iterable[Given], base: Any
 ) -> dict[str, Any]:
-    hints = _hints(settings_type)
+    hints = field_types(settings_type)
+    fields = {one.name: one for one in dataclasses.fields(settings_type)}
     values: dict[str, Any] = {}
+    parts: dict[str, list[Given]] = {}
     for one in given:
-        if one.key not in hints:
-            raise UsageError(
-                f"{one.origin}: {section!r} has no setting {one.key!r}; "
-                + _closest(one.key, tuple(hints), "there are")
-            )
-        values[one.key] = _convert(one, hints[one.key], section)
+        key, _, inner = one.key.partition(".")
+        if key not in hints:
+            hint = closest(key, tuple(hints))
+            raise _error([one])(f"{one.origin}: {section!r} has no setting {key!r}; {hint}")
+        if _inner_type(hints[key]) is not None:
+            parts.setdefault(key, []).extend(_parts(one, inner, section))
+        elif inner:
+            values.setdefault(key, {})[inner] = _convert_entry(one, hints[key], section)
+        else:
+            values[key] = _convert(one, hints[key], section, secret=not fields[key].repr)
+    for key, inside in parts.items():
+        inner_base = getattr(base, key, None) if base is not None else _default(fields[key])
+        values[key] = _inner(hints[key], f"{section}.{key}", inside, inner_base)
     return values
 
 
-def _hints(settings_type: type[Any]) -> dict[str, Any]:
-    if not dataclasses.is_dataclass(settings_type):
-        raise UsageError(f"settings_type {settings_type.__name__} is not a dataclass")
-    hints = typing.get_type_hints(settings_type)
-    return {one.name: hints[one.name] for one in dataclasses.fields(settings_type) if one.init}
+def _inner_type(wanted: Any) -> type[Any] | None:
+    """The dataclass that a setting is, or that it is made from."""
+    members = typing.get_args(wanted) if typing.get_origin(wanted) in UNIONS else (wanted,)
+    for member in members:
+        if member is ssl.SSLContext:
+            return TLSFiles
+        if isinstance(member, type) and dataclasses.is_dataclass(member):
+            return member
+    return None
 
 
-def _convert(given: Given, wanted: Any, section: str) -> Any:
-    value = given.value
+def _inner(wanted: Any, section: str, given: list[Given], base: Any) -> Any:
+    inner_type = _inner_type(wanted)
+    assert inner_type is not None, "what has parts is a dataclass"
+    made = _build(inner_type, section, given, base if isinstance(base, inner_type) else None)
+    if not isinstance(made, TLSFiles):
+        return made
     try:
-        if timedelta in _members(wanted) and isinstance(value, str):
-            return parse_duration(value)
-        if given.text and typing.get_origin(wanted) in (tuple, list, set, frozenset):
-            value = [part.strip() for part in value.split(",") if part.strip()]
-        return msgspec.convert(value, wanted, strict=not given.text, dec_hook=_other_types)
-    except (ValueError, TypeError) as error:
-        raise UsageError(
-            f"{given.origin}: {section}.{given.key} = {given.value!r} is not a "
-            f"{_type_name(wanted)}: {error}"
-        ) from error
+        return made.context()
+    except OSError as error:
+        raise _error(given)(f"{given[-1].origin}: {section}: {error}") from error
 
 
-def _members(wanted: Any) -> tuple[Any, ...]:
-    if typing.get_origin(wanted) in (typing.Union, types.UnionType):
-        return typing.get_args(wanted)
-    return (wanted,)
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
 
 
-def _other_types(wanted: type[Any], value: Any) -> Any:
-    if wanted is Path:
-        return Path(value)
-    raise NotImplementedError(f"a setting cannot be a {wanted.__name__}")
+def _parts(given: Given, inner: str, section: str) -> list[Given]:
+    """What was set of a setting that is a table: one field of it, or some at once."""
+    if inner:
+        return [dataclasses.replace(given, key=inner)]
+    if not isinstance(given.value, dict):
+        raise _error([given])(
+            f"{given.origin}: {section}.{given.key} = {given.value!r} is not a table; "
+            "set its fields one by one"
+        )
+    return [
+        dataclasses.replace(given, key=key.replace("-", "_"), value=value)
+        for key, value in given.value.items()
+    ]
 
 
-def _type_name(wanted: Any) -> str:
-    names = (getattr(member, "__name__", str(member)) for member in _members(wanted))
-    return " or ".join("duration such as 30s" if name == "timedelta" else name for name in names)
+def _convert_entry(given: Given, wanted: Any, section: str) -> Any:
+    """One entry of a setting that is a mapping."""
+    if typing.get_origin(wanted) not in MAPPINGS:
+        key = given.key.partition(".")[0]
+        raise _error([given])(f"{given.origin}: {section}.{key} is not a table")
+    return _convert(given, typing.get_args(wanted)[1], section)
 
 
-def _closest(name: str, known: Sequence[str], otherwise: str) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return f"{otherwise} {', '.join(known) or 'none'}"
+def _convert(given: Given, wanted: Any, section: str, *, secret: bool = False) -> Any:
+    try:
+        return converted(given.value, wanted, given.form)
+    except WrongValueError as error:
+        shown = "" if secret else f" = {given.value!r}"
+        text = f"{given.origin}: {section}.{given.key}{shown} {error}"
+        raise _error([given])(text) from error
 
 
 def configured(name: str, settings_type: type[S]) -> S:

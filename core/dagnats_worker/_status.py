@@ -72,7 +72,7 @@ class RunStatus:
 class _Step(msgspec.Struct):
     status: str = ""
     attempts: int = 0
-    output: str = ""
+    output: str | None = None
     error: str = ""
 
 
@@ -80,7 +80,7 @@ class _Snapshot(msgspec.Struct):
     run_id: str = ""
     workflow_id: str = ""
     status: str = ""
-    steps: dict[str, _Step] = msgspec.field(default_factory=dict)
+    steps: dict[str, _Step] | None = None  # Go writes a map that was never made as null
 
 
 def status_from_snapshot(data: bytes) -> RunStatus:
@@ -98,7 +98,7 @@ def status_from_snapshot(data: bytes) -> RunStatus:
                 _json.decode(base64.b64decode(step.output)) if step.output else None,
                 step.error,
             )
-            for name, step in snapshot.steps.items()
+            for name, step in (snapshot.steps or {}).items()
         }
     except ValueError as error:
         raise DecodeError(f"snapshot of a run: {error}") from error

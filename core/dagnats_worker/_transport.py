@@ -42,12 +42,16 @@ class Delivery:
         deliveries: How many times the message has been delivered, 1 for the first time.
         sequence: Sequence of the message in its stream.
         timestamp_ns: When the stream stored the message, in nanoseconds since the epoch.
+        doubtful: Somebody else may have been given it although it is said to be the first time: the
+            consumer was deleted, its server crashed before it had stored what it knew, or we were
+            frozen while the message lay in our socket.
     """
 
     __slots__ = (
         "ack_subject",
         "data",
         "deliveries",
+        "doubtful",
         "headers",
         "sequence",
         "stream",
@@ -66,6 +70,7 @@ class Delivery:
         deliveries: int,
         sequence: int,
         timestamp_ns: int,
+        doubtful: bool = False,
     ) -> None:
         self.subject = subject
         self.data = data
@@ -75,6 +80,7 @@ class Delivery:
         self.deliveries = deliveries
         self.sequence = sequence
         self.timestamp_ns = timestamp_ns
+        self.doubtful = doubtful
 
     def __repr__(self) -> str:
         return f"Delivery({self.subject!r}, sequence={self.sequence}, deliveries={self.deliveries})"
@@ -283,6 +289,10 @@ class Transport(Protocol):
         ...
 
     def key_value(self, bucket: str) -> KeyValue: ...
+
+    async def create_key_value(self, bucket: str, ttl: timedelta) -> None:
+        """Create a bucket that does not exist; keys of it are kept for ``ttl``, zero for ever."""
+        ...
 
     async def has_stream(self, stream: str) -> bool: ...
 

@@ -209,7 +209,8 @@ class Worker:
         Source: dagnats worker/worker.go, Stop.
         """
         if self._running is not None:
-            await self._running.stop(timeout or self.config.drain_timeout)
+            within = self.config.drain_timeout if timeout is None else timeout
+            await self._running.stop(within)
 
     async def cut(self) -> None:
         """End a drain at once: handlers are cut off, and their tasks come again."""

@@ -32,10 +32,19 @@ def check_definition(definition: Mapping[str, Any]) -> None:
 
     Source: wire protocol, section 11.
     """
-    if not definition.get("name"):
+    if not isinstance(definition, Mapping):
+        raise UsageError(f"a workflow definition is an object, got {definition!r}")
+    name, steps = definition.get("name"), definition.get("steps") or ()
+    if not name:
         raise UsageError("a workflow definition needs a name")
-    for number, step in enumerate(definition.get("steps") or ()):
-        _check_step(step, f"step {step.get('id') or number} of {definition['name']!r}")
+    if not isinstance(name, str):
+        raise UsageError(f"the name of a workflow definition is a text, got {name!r}")
+    if not isinstance(steps, list | tuple):
+        raise UsageError(f"the steps of {name!r} are a list, got {steps!r}")
+    for number, step in enumerate(steps):
+        if not isinstance(step, Mapping):
+            raise UsageError(f"step {number} of {name!r} is an object, got {step!r}")
+        _check_step(step, f"step {step.get('id') or number} of {name!r}")
 
 
 def _check_step(step: Mapping[str, Any], where: str) -> None:

@@ -29,8 +29,9 @@ Any other exception out of a handler is a retriable failure.
 
 from __future__ import annotations
 
+import copyreg
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dagnats_worker._outcome import FailureType, Outcome
@@ -70,6 +71,10 @@ def describe(error: BaseException) -> str:
 
 class DagnatsError(Exception):
     """The root of every exception that the project raises."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Made again without ``__init__``, which takes other arguments than the text.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]  # pickle's own way, missing in the stubs
 
 
 class TaskError(DagnatsError):
@@ -120,6 +125,7 @@ class EndTask(DagnatsError):  # noqa: N818 - control flow, not a failure
     """Raised by ``pre_handle``: the task ends with this outcome, its handler is not run."""
 
     def __init__(self, outcome: Outcome) -> None:
+        _check_outcome(self, outcome)
         super().__init__(f"ended by a plugin with {outcome!r}")
         self.outcome = outcome
 
@@ -149,8 +155,17 @@ class ReleaseTask(DagnatsError):  # noqa: N818 - control flow, not a failure
     """Raised by a plugin below a handler: the task ends with this outcome, whatever the handler did."""
 
     def __init__(self, outcome: Outcome) -> None:
+        _check_outcome(self, outcome)
         super().__init__(f"released by a plugin with {outcome!r}")
         self.outcome = outcome
+
+
+def _check_outcome(error: DagnatsError, outcome: Outcome) -> None:
+    from dagnats_worker._outcome import is_outcome  # noqa: PLC0415 - it imports this module
+
+    if not is_outcome(outcome):
+        name = type(error).__name__
+        raise TypeError(f"{name} takes an outcome such as Completed(b'1'), got {outcome!r}")
 
 
 class DecodeError(DagnatsError):

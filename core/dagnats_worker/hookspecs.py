@@ -21,11 +21,33 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Typ
 import pluggy
 
 from dagnats_worker._settings import configured
-from dagnats_worker._transport import KeyValue, Source
+from dagnats_worker._slots import Slots
+from dagnats_worker._transport import Delivery, Entry, KeyValue, Source
 
 if TYPE_CHECKING:
     from dagnats_worker._context import BaseContext, TaskContext
     from dagnats_worker._outcome import Outcome
+
+__all__ = [
+    "CHECKPOINTS",
+    "SIGNALS",
+    "Capability",
+    "Checkpointable",
+    "Delivery",
+    "Entry",
+    "KeyValue",
+    "Message",
+    "Plugin",
+    "PluginState",
+    "Signaler",
+    "Slots",
+    "Source",
+    "Stats",
+    "TaskType",
+    "WorkerFacade",
+    "WorkerState",
+    "hookimpl",
+]
 
 PROJECT = "dagnats_worker"
 
@@ -101,6 +123,7 @@ class Plugin(Generic[SettingsT]):
         before: Names of plugins whose hooks are to run after this one's; ``"*"`` for all.
         after: Names of plugins whose hooks are to run before this one's; ``"*"`` for all.
         task_options: A frozen dataclass whose fields are keywords of ``@worker.task``.
+        provides: The capabilities that it provides to handlers in ``worker_scope``.
         settings: An instance of ``settings_type``; made from the configuration where the plugin is
             made without.
     """
@@ -110,6 +133,7 @@ class Plugin(Generic[SettingsT]):
     before: ClassVar[tuple[str, ...]] = ()
     after: ClassVar[tuple[str, ...]] = ()
     task_options: ClassVar[type[Any] | None] = None
+    provides: ClassVar[tuple[Capability[Any], ...]] = ()
 
     settings: SettingsT
 
@@ -239,6 +263,19 @@ class WorkerFacade(Protocol):
 
     def kv(self, bucket: str) -> KeyValue:
         """A key-value bucket, also on the in-memory transport."""
+        ...
+
+    async def create_kv(self, bucket: str, *, ttl: timedelta | None = None) -> KeyValue:
+        """The same, created where it does not exist; one that exists is left as it is.
+
+        Args:
+            ttl: After this long without a write a key is gone; None for never.
+
+        Raises:
+            ValueError: Not the name of a bucket.
+            StartError: JetStream has no room for it.
+            TransportError: The server did not answer, or the user may not do this.
+        """
         ...
 
     def provide(self, capability: Capability[T], factory: Callable[[BaseContext], T]) -> None:

@@ -31,8 +31,12 @@ SETTLE_S = 1.2
 """Tasks are older than a second when they are drained, as in any real backlog."""
 
 
-async def measure(url: str, loop: str, tasks: int, concurrency: int) -> float:
-    """Fill the queue, let one process drain it, and return the tasks per second."""
+async def measure(url: str, loop: str, tasks: int, concurrency: int) -> tuple[float, float]:
+    """Fill the queue, let one process drain it.
+
+    Returns:
+        Tasks per second, and the CPU time of that process per task in microseconds.
+    """
     client = await nats.connect(url)
     js = client.jetstream()
     await _reset(js, client)
@@ -48,7 +52,8 @@ async def measure(url: str, loop: str, tasks: int, concurrency: int) -> float:
     await client.close()
     if left or events != 2 * tasks:
         raise SystemExit(f"{loop} does not count: {left} tasks left, {events} events")
-    return tasks / float(output)
+    took_s, cpu_s = map(float, output.split())
+    return tasks / took_s, cpu_s / tasks * 1e6
 
 
 async def _reset(js: JetStreamContext, client: nats.NATS) -> None:
@@ -83,21 +88,25 @@ def _task(run_id: str) -> bytes:
 async def compare(loops: list[str], tasks: int, concurrency: int, repeat: int) -> dict[str, float]:
     """Run every loop ``repeat`` times, in turn, and return the median rate of each."""
     rates: dict[str, list[float]] = {loop: [] for loop in loops}
+    cpus_us: dict[str, list[float]] = {loop: [] for loop in loops}
     async with EmbeddedServer() as server:
         client = await nats.connect(server.url)
         await provision(client.jetstream())
         await client.close()
         for number in range(repeat):
             for loop in loops:
-                rate = await measure(server.url, loop, tasks, concurrency)
+                rate, cpu_us = await measure(server.url, loop, tasks, concurrency)
                 rates[loop].append(rate)
+                cpus_us[loop].append(cpu_us)
                 print(f"  {number + 1}/{repeat} {loop:<10} {rate:8.0f} tasks/s", file=sys.stderr)
     first = loops[0]
     print(f"{tasks} tasks, concurrency {concurrency}, median of {repeat}, ratio to {first} in the run")
     for loop in loops:
         ratios = [rate / base for rate, base in zip(rates[loop], rates[first], strict=True)]
         median = statistics.median(rates[loop])
-        print(f"  {loop:<10} {median:8.0f} tasks/s   x {statistics.median(ratios):.2f}")
+        cpu_us = statistics.median(cpus_us[loop])
+        ratio = statistics.median(ratios)
+        print(f"  {loop:<10} {median:8.0f} tasks/s   x {ratio:.2f}   {cpu_us:4.0f} us of CPU a task")
     return {
         loop: statistics.median(
             rate / base for rate, base in zip(rates[loop], rates[first], strict=True)

@@ -220,12 +220,13 @@ def main() -> None:
     parser.add_argument("tasks", type=int)
     parser.add_argument("concurrency", type=int)
     options = parser.parse_args()
-    run = LOOPS[options.loop](options.url, options.tasks, options.concurrency)
-    print(asyncio.run(_timed(run)))
+    began_s = time.process_time()
+    took_s = asyncio.run(_timed(LOOPS[options.loop], options))
+    print(took_s, time.process_time() - began_s)
 
 
-async def _timed(run: Awaitable[float]) -> float:
-    return await run
+async def _timed(loop: Loop, options: argparse.Namespace) -> float:
+    return await loop(options.url, options.tasks, options.concurrency)
 
 
 if __name__ == "__main__":

@@ -9,32 +9,31 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import timedelta
 
 import pytest
-from seams import BOUND_S, HISTORY, TASKS, BreakableSeam, Reader, Seam, events, publish, reading
+from seams import (
+    BOUND_S,
+    HISTORY,
+    TASKS,
+    BreakableSeam,
+    Seam,
+    events,
+    gone,
+    publish,
+    reading,
+    settle_all,
+    spec,
+)
 from support import eventually, unique
 
-from dagnats_worker._protocol import ACK, IN_PROGRESS, NAK, nak_frame, term_frame
-from dagnats_worker._slots import Gate, Slots, WorkerSlots
-from dagnats_worker._transport import ConsumerSpec, Delivery, StoredEvent, Transport
-from dagnats_worker.errors import KeyValueError, PublishError, StartError, TransportError
-
-SHORT = timedelta(milliseconds=300)
-LEASE = timedelta(seconds=1)
+from dagnats_worker._protocol import ACK
+from dagnats_worker._transport import StoredEvent, Transport
+from dagnats_worker.errors import KeyValueError, PublishError, TransportError
 
 
 @pytest.fixture
 async def transport(seam: Seam) -> Transport:
     return await seam.connect()
-
-
-def spec(task_type: str, ack_wait: timedelta | None = None) -> ConsumerSpec:
-    return ConsumerSpec(TASKS, f"workers-{task_type}", f"task.{task_type}.>", ack_wait)
-
-
-async def queued(transport: Transport, subject: str) -> bool:
-    return subject in await transport.newest(TASKS, [subject])
 
 
 # ---------------------------------------------------------------------- publishing
@@ -92,9 +91,21 @@ async def test_a_subject_without_a_stream_is_refused_with_a_remedy(transport: Tr
 async def test_a_message_that_is_too_large_is_refused(transport: Transport) -> None:
     run_id = unique()
     future = await transport.publish(f"history.{run_id}", b"x" * (transport.max_payload + 1), {})
-    with pytest.raises(PublishError, match=r"(?i)maximum payload"):
+    with pytest.raises(
+        PublishError, match=r"more than the server's max_payload, 1048576"
+    ) as raised:
         await future
+    assert raised.value.code == 10054
     assert await events(transport, run_id) == []
+    with pytest.raises(PublishError, match="max_payload"):
+        await transport.send(f"stream.{run_id}", b"x" * (transport.max_payload + 1))
+
+
+async def test_headers_count_as_payload(transport: Transport) -> None:
+    subject, body = f"history.{unique()}", b"x" * (transport.max_payload - 10)
+    with pytest.raises(PublishError, match="max_payload"):
+        await (await transport.publish(subject, body, {"Nats-Msg-Id": "a"}))
+    assert transport.connected
 
 
 async def test_a_message_just_below_the_limit_is_stored(transport: Transport) -> None:
@@ -161,352 +172,6 @@ async def test_a_stream_is_there_or_not(transport: Transport) -> None:
     assert await transport.has_stream(TASKS)
     assert await transport.has_stream("KV_workflow_runs")
     assert not await transport.has_stream("NO_SUCH_STREAM")
-
-
-# ---------------------------------------------------------------------- deliveries
-
-
-async def test_a_delivery_says_what_it_is(transport: Transport) -> None:
-    task_type, run_id = unique(), unique()
-    subject = f"task.{task_type}.{run_id}"
-    async with reading(transport, spec(task_type)) as reader:
-        sequence, _ = await publish(transport, subject, b'{"a":1}', traceparent="00-1")
-        delivery = await reader.next()
-        assert (delivery.subject, delivery.data) == (subject, b'{"a":1}')
-        assert delivery.headers["traceparent"] == "00-1"
-        assert (delivery.stream, delivery.sequence, delivery.deliveries) == (TASKS, sequence, 1)
-        assert delivery.ack_subject.startswith("$JS.ACK.")
-        await transport.send(delivery.ack_subject, ACK)
-        reader.release(delivery)
-
-
-async def test_what_was_queued_before_the_consumer_is_delivered(transport: Transport) -> None:
-    task_type = unique()
-    for n in range(5):
-        await publish(transport, f"task.{task_type}.r{n}")
-    async with reading(transport, spec(task_type)) as reader:
-        arrived = [await reader.next() for _ in range(5)]
-        assert [delivery.subject[-2:] for delivery in arrived] == ["r0", "r1", "r2", "r3", "r4"]
-        await settle_all(transport, reader, arrived)
-
-
-async def test_an_acked_task_is_gone_from_the_queue(transport: Transport) -> None:
-    task_type = unique()
-    subject = f"task.{task_type}.r"
-    async with reading(transport, spec(task_type)) as reader:
-        await publish(transport, subject)
-        delivery = await reader.next()
-        assert await queued(transport, subject)
-        await settle_all(transport, reader, [delivery])
-        await eventually(lambda: not_queued(transport, subject))
-
-
-async def test_an_ack_can_be_confirmed(transport: Transport) -> None:
-    task_type = unique()
-    async with reading(transport, spec(task_type)) as reader:
-        await publish(transport, f"task.{task_type}.r")
-        delivery = await reader.next()
-        assert await transport.request(delivery.ack_subject, ACK) == b""
-        assert not await queued(transport, f"task.{task_type}.r")
-        reader.release(delivery)
-
-
-async def test_a_task_that_is_given_back_comes_at_once(transport: Transport) -> None:
-    task_type = unique()
-    async with reading(transport, spec(task_type)) as reader:
-        await publish(transport, f"task.{task_type}.r")
-        first = await reader.next()
-        await transport.send(first.ack_subject, NAK)
-        reader.release(first)
-        second = await reader.next()
-        assert (second.sequence, second.deliveries) == (first.sequence, 2)
-        await settle_all(transport, reader, [second])
-
-
-async def test_a_task_that_is_given_back_for_a_while_comes_then(
-    seam: Seam, transport: Transport
-) -> None:
-    task_type = unique()
-    async with reading(transport, spec(task_type)) as reader:
-        await publish(transport, f"task.{task_type}.r")
-        first = await reader.next()
-        await transport.send(first.ack_subject, nak_frame(2 * SHORT))
-        reader.release(first)
-        # One that was given back for a while holds up nobody, and does not come before its time.
-        await publish(transport, f"task.{task_type}.other")
-        other = await reader.next()
-        assert other.subject == f"task.{task_type}.other"
-        await settle_all(transport, reader, [other])
-        assert await seam.unacked(TASKS, reader.source.name) == 1
-        await seam.let_pass(2 * SHORT)
-        second = await reader.next()
-        assert (second.sequence, second.deliveries) == (first.sequence, 2)
-        await settle_all(transport, reader, [second])
-
-
-async def test_a_task_that_is_terminated_is_gone_from_the_queue(transport: Transport) -> None:
-    task_type = unique()
-    subject = f"task.{task_type}.r"
-    async with reading(transport, spec(task_type)) as reader:
-        await publish(transport, subject)
-        delivery = await reader.next()
-        await transport.send(delivery.ack_subject, term_frame("cannot be read"))
-        reader.release(delivery)
-        await eventually(lambda: not_queued(transport, subject))
-    assert reader.arrived.empty()
-
-
-async def test_a_lease_that_ends_brings_the_task_again(seam: Seam, transport: Transport) -> None:
-    task_type = unique()
-    async with reading(transport, spec(task_type, LEASE)) as reader:
-        assert reader.source.ack_wait == LEASE
-        await publish(transport, f"task.{task_type}.r")
-        first = await reader.next()
-        await seam.let_pass(LEASE)
-        second = await reader.next()
-        assert (second.sequence, second.deliveries) == (first.sequence, 2)
-        assert first.ack_subject != second.ack_subject
-        reader.release(first)
-        await settle_all(transport, reader, [second])
-
-
-async def test_an_old_delivery_can_still_be_acked(seam: Seam, transport: Transport) -> None:
-    task_type = unique()
-    subject = f"task.{task_type}.r"
-    async with reading(transport, spec(task_type, LEASE)) as reader:
-        await publish(transport, subject)
-        first = await reader.next()
-        await seam.let_pass(LEASE)
-        second = await reader.next()
-        await transport.send(first.ack_subject, ACK)
-        await eventually(lambda: not_queued(transport, subject))
-        reader.release(first)
-        reader.release(second)
-
-
-async def test_in_progress_keeps_the_lease(seam: Seam, transport: Transport) -> None:
-    task_type = unique()
-    async with reading(transport, spec(task_type, LEASE)) as reader:
-        await publish(transport, f"task.{task_type}.r")
-        first = await reader.next()
-        for _ in range(4):
-            await seam.let_pass(LEASE * 0.4)
-            await transport.send(first.ack_subject, IN_PROGRESS)
-        await transport.flush()
-        assert reader.arrived.empty()
-        await settle_all(transport, reader, [first])
-
-
-async def test_in_progress_of_any_connection_keeps_the_lease(
-    seam: Seam, transport: Transport
-) -> None:
-    task_type = unique()
-    other = await seam.connect()
-    async with reading(transport, spec(task_type, LEASE)) as reader:
-        await publish(transport, f"task.{task_type}.r")
-        first = await reader.next()
-        for _ in range(4):
-            await seam.let_pass(LEASE * 0.4)
-            await other.send(first.ack_subject, IN_PROGRESS)
-        assert reader.arrived.empty()
-        await settle_all(transport, reader, [first])
-
-
-async def test_never_more_tasks_arrive_than_there_are_slots(transport: Transport) -> None:
-    task_type = unique()
-    for n in range(12):
-        await publish(transport, f"task.{task_type}.r{n}")
-    async with reading(transport, spec(task_type), concurrency=3) as reader:
-        for _ in range(4):
-            arrived = [await reader.next() for _ in range(3)]
-            await transport.flush()
-            assert reader.arrived.empty()
-            await settle_all(transport, reader, arrived)
-        assert reader.most_held == 3
-
-
-async def test_a_busy_source_leaves_new_tasks_to_others(seam: Seam, transport: Transport) -> None:
-    task_type = unique()
-    busy = reading(transport, spec(task_type), concurrency=1)
-    free = reading(await seam.connect(), spec(task_type), concurrency=4)
-    async with busy as reader:
-        await publish(transport, f"task.{task_type}.r0")
-        held = await reader.next()
-        async with free as other:
-            for n in range(1, 4):
-                await publish(transport, f"task.{task_type}.r{n}")
-            arrived = [await other.next() for _ in range(3)]
-            assert reader.arrived.empty()
-            await settle_all(transport, other, arrived)
-        await settle_all(transport, reader, [held])
-
-
-async def test_two_connections_share_a_queue(seam: Seam, transport: Transport) -> None:
-    task_type = unique()
-    for n in range(6):
-        await publish(transport, f"task.{task_type}.r{n}")
-    async with (
-        reading(transport, spec(task_type), concurrency=3) as one,
-        reading(await seam.connect(), spec(task_type), concurrency=3) as two,
-    ):
-        first = [await one.next() for _ in range(3)]
-        second = [await two.next() for _ in range(3)]
-        runs = {delivery.subject for delivery in [*first, *second]}
-        assert len(runs) == 6
-        await settle_all(transport, one, first)
-        await settle_all(transport, two, second)
-
-
-async def test_what_has_arrived_and_is_not_taken_is_given_back_by_stop(
-    seam: Seam, transport: Transport
-) -> None:
-    task_type = unique()
-    for n in range(3):
-        await publish(transport, f"task.{task_type}.r{n}")
-    source = await transport.open_source(spec(task_type))
-    slots = Slots(WorkerSlots(3), Gate(3))
-    deliveries = source.deliveries(slots)
-    held = await anext(deliveries)
-    await eventually(lambda: slots.held == 3)
-    await source.stop()
-    assert [delivery async for delivery in deliveries] == []
-    assert slots.held == 1
-    async with reading(await seam.connect(), spec(task_type)) as other:
-        given_back = [await other.next() for _ in range(2)]
-        assert {delivery.subject[-2:] for delivery in given_back} == {"r1", "r2"}
-        assert {delivery.deliveries for delivery in given_back} == {2}
-        await settle_all(transport, other, given_back)
-        assert await seam.unacked(TASKS, f"workers-{task_type}") == 1
-        await transport.send(held.ack_subject, ACK)
-
-
-async def test_what_a_handler_holds_is_not_given_back_by_stop(
-    seam: Seam, transport: Transport
-) -> None:
-    task_type = unique()
-    source = await transport.open_source(spec(task_type))
-    reader = Reader(source, concurrency=4)
-    await publish(transport, f"task.{task_type}.r0")
-    held = await reader.next()
-    await reader.close()
-    await publish(transport, f"task.{task_type}.r1")
-    async with reading(await seam.connect(), spec(task_type)) as other:
-        delivery = await other.next()
-        assert delivery.subject == f"task.{task_type}.r1"
-        assert await seam.unacked(TASKS, f"workers-{task_type}") == 2
-        await settle_all(transport, other, [delivery])
-        await transport.send(held.ack_subject, ACK)
-
-
-async def test_a_source_that_was_stopped_asks_for_nothing(transport: Transport) -> None:
-    task_type = unique()
-    source = await transport.open_source(spec(task_type))
-    reader = Reader(source, concurrency=4)
-    await publish(transport, f"task.{task_type}.r0")
-    await settle_all(transport, reader, [await reader.next()])
-    await reader.close()
-    slots = reader.slots
-    assert (slots.held, slots.asked, reader.worker_slots.free()) == (0, 0, 4)
-    assert slots.may_idle()
-
-
-async def test_a_deleted_consumer_is_made_again(seam: Seam, transport: Transport) -> None:
-    task_type = unique()
-    async with reading(transport, spec(task_type)) as reader:
-        await publish(transport, f"task.{task_type}.r0")
-        await settle_all(transport, reader, [await reader.next()])
-        await eventually(lambda: not_queued(transport, f"task.{task_type}.r0"))
-        await seam.delete_consumer(TASKS, reader.source.name)
-        await publish(transport, f"task.{task_type}.r1")
-        delivery = await reader.next()
-        assert (delivery.subject, delivery.deliveries) == (f"task.{task_type}.r1", 1)
-        await settle_all(transport, reader, [delivery])
-
-
-async def test_a_source_that_only_idles_takes_one_task_after_the_other(
-    transport: Transport,
-) -> None:
-    worker_id = unique("w")
-    task_type = unique()
-    for n in range(3):
-        await publish(transport, f"sticky.{task_type}.{worker_id}.r{n}")
-    sticky = ConsumerSpec(
-        "STICKY_TASKS",
-        f"workers-{task_type}-workers-{worker_id}",
-        f"sticky.{task_type}.{worker_id}.>",
-        timedelta(seconds=30),
-        inactive_threshold=timedelta(minutes=10),
-    )
-    async with reading(transport, sticky, concurrency=2, only_idle=True) as reader:
-        for n in range(3):
-            delivery = await reader.next()
-            assert delivery.subject.endswith(f".r{n}")
-            await settle_all(transport, reader, [delivery])
-
-
-async def test_what_a_stream_with_limits_holds_stays_when_acked(transport: Transport) -> None:
-    worker_id, task_type = unique("w"), unique()
-    subject = f"sticky.{task_type}.{worker_id}.r"
-    name = f"workers-{task_type}-workers-{worker_id}"
-    sticky = ConsumerSpec("STICKY_TASKS", name, f"sticky.{task_type}.{worker_id}.>", LEASE)
-    async with reading(transport, sticky, concurrency=1) as reader:
-        await publish(transport, subject)
-        await settle_all(transport, reader, [await reader.next()])
-        await transport.flush()
-        assert subject in await transport.newest("STICKY_TASKS", [subject])
-
-
-# ---------------------------------------------------------------------- binding to a consumer
-
-
-async def test_a_consumer_that_is_there_is_used_with_its_lease(
-    seam: Seam, transport: Transport
-) -> None:
-    task_type = unique()
-    await transport.open_source(spec(task_type, LEASE))
-    other = await (await seam.connect()).open_source(spec(task_type))
-    assert other.ack_wait == LEASE
-
-
-async def test_the_lease_that_was_asked_for_is_set(seam: Seam, transport: Transport) -> None:
-    task_type = unique()
-    await transport.open_source(spec(task_type))
-    await transport.open_source(spec(task_type, LEASE))
-    source = await (await seam.connect()).open_source(spec(task_type))
-    assert source.ack_wait == LEASE
-
-
-async def test_a_name_with_another_filter_is_refused(transport: Transport) -> None:
-    task_type = unique()
-    await transport.open_source(spec(task_type))
-    other = ConsumerSpec(TASKS, f"workers-{task_type}", f"task.{task_type}.gpu.>")
-    with pytest.raises(StartError, match=r"exists with the filter .*two task types share"):
-        await transport.open_source(other)
-
-
-async def test_filters_that_overlap_are_refused(transport: Transport) -> None:
-    task_type = unique()
-    await transport.open_source(spec(task_type))
-    other = ConsumerSpec(TASKS, f"workers-{task_type}-gpu", f"task.{task_type}.gpu.>")
-    with pytest.raises(StartError, match=rf"workers-{task_type}' .*would share tasks"):
-        await transport.open_source(other)
-
-
-async def test_an_orphan_with_the_same_filter_is_removed(transport: Transport) -> None:
-    task_type = unique()
-    filter_subject = f"task.{task_type}.>"
-    gone = timedelta(minutes=5)
-    await transport.open_source(
-        ConsumerSpec(TASKS, unique("orphan"), filter_subject, inactive_threshold=gone)
-    )
-    source = await transport.open_source(spec(task_type))
-    assert source.name == f"workers-{task_type}"
-
-
-async def test_a_missing_stream_is_named_with_a_remedy(transport: Transport) -> None:
-    wanted = ConsumerSpec("NO_SUCH_STREAM", "workers-a", "task.a.>")
-    with pytest.raises(StartError, match=r"stream NO_SUCH_STREAM not found.*setup"):
-        await transport.open_source(wanted)
 
 
 # ---------------------------------------------------------------------- buckets
@@ -671,6 +336,14 @@ async def test_nothing_is_stored_while_the_connection_is_cut(breakable: Breakabl
         await transport.key_value("checkpoints").get(run_id)
 
 
+async def test_a_cut_connection_can_be_closed(breakable: BreakableSeam) -> None:
+    transport = await breakable.connect()
+    await cut(breakable, transport)
+    await transport.send(f"stream.{unique()}", b"never sent")
+    await transport.close()
+    assert transport.closed.done()
+
+
 async def test_an_ack_of_a_cut_connection_is_sent_when_it_is_back(
     breakable: BreakableSeam,
 ) -> None:
@@ -683,7 +356,7 @@ async def test_an_ack_of_a_cut_connection_is_sent_when_it_is_back(
         await cut(breakable, transport)
         await settle_all(transport, reader, [delivery])
         await mend(breakable, transport)
-        await eventually(lambda: not_queued(transport, subject))
+        await eventually(lambda: gone(transport, subject))
 
 
 async def test_a_cut_connection_goes_on_where_it_was(breakable: BreakableSeam) -> None:
@@ -694,7 +367,9 @@ async def test_a_cut_connection_goes_on_where_it_was(breakable: BreakableSeam) -
     async with reading(transport, spec(task_type), concurrency=2) as reader:
         await publish(transport, f"task.{task_type}.r0")
         await settle_all(transport, reader, [await reader.next()])
+        await eventually(lambda: not reader.slots.may_idle(), what="a pull is open")
         await cut(breakable, transport)
+        await eventually(reader.slots.may_idle, what="the pull is given up")
         await mend(breakable, transport)
         await publish(transport, f"task.{task_type}.r1")
         delivery = await reader.next()
@@ -705,21 +380,32 @@ async def test_a_cut_connection_goes_on_where_it_was(breakable: BreakableSeam) -
             assert await heard.get() == b"chunk"
 
 
+async def test_what_was_queued_when_the_connection_was_cut_is_doubtful(
+    breakable: BreakableSeam,
+) -> None:
+    transport = await breakable.connect()
+    task_type = unique()
+    async with reading(transport, spec(task_type), concurrency=1) as reader:
+        for run_id in ("r0", "r1"):
+            await publish(transport, f"task.{task_type}.{run_id}")
+        held = await reader.next()
+        await cut(breakable, transport)
+        await mend(breakable, transport)
+        await settle_all(transport, reader, [held])
+        old = await reader.next()
+        assert (held.doubtful, old.doubtful) == (False, True)
+        await settle_all(transport, reader, [old])
+        await publish(transport, f"task.{task_type}.r2")
+        new = await reader.next()
+        assert not new.doubtful
+        await settle_all(transport, reader, [new])
+
+
 async def cut(seam: BreakableSeam, transport: Transport) -> None:
-    seam.cut()
+    await seam.cut()
     await eventually(lambda: not transport.connected)
 
 
 async def mend(seam: BreakableSeam, transport: Transport) -> None:
     seam.mend()
     await eventually(lambda: transport.connected)
-
-
-async def settle_all(transport: Transport, reader: Reader, deliveries: list[Delivery]) -> None:
-    for delivery in deliveries:
-        await transport.send(delivery.ack_subject, ACK)
-        reader.release(delivery)
-
-
-async def not_queued(transport: Transport, subject: str) -> bool:
-    return not await queued(transport, subject)

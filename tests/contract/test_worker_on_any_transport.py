@@ -17,8 +17,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from seams import BOUND_S, TASKS, Seam, events, publish, submit
-from support import unique
+from seams import BOUND_S, TASKS, BreakableSeam, Seam, events, publish, submit
+from support import eventually, unique
 from tenacity import stop_after_attempt, wait_fixed
 
 from dagnats_worker import (
@@ -527,6 +527,31 @@ async def test_a_deleted_consumer_does_not_stop_the_worker(
         await submit(transport, task_type, second)
         await acked(seam, transport, task_type, second)
     assert await types(transport, second) == ["step.started", "step.completed"]
+
+
+async def test_a_cut_connection_loses_no_outcome(breakable: BreakableSeam) -> None:
+    task_type, run_id = unique(), unique()
+    started, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(ctx: TaskContext) -> str:
+        started.set()
+        await go_on.wait()
+        return "done"
+
+    async with serving(breakable, task_type, slow) as worker:
+        transport = await breakable.connect()
+        await submit(transport, task_type, run_id)
+        async with asyncio.timeout(BOUND_S):
+            await started.wait()
+        await breakable.cut()
+        await eventually(lambda: not transport.connected)
+        go_on.set()
+        await eventually(lambda: worker.stats().publish_retries > 0)
+        breakable.mend()
+        completed = await ended(breakable, transport, run_id, "step.completed")
+        await acked(breakable, transport, task_type, run_id)
+    assert completed["payload"] == "done"
+    assert await types(transport, run_id) == ["step.started", "step.completed"]
 
 
 async def test_the_same_dispatch_twice_is_run_once(seam: Seam, transport: Transport) -> None:

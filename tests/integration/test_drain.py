@@ -282,12 +282,15 @@ class Left:
         self._threads = set(threading.enumerate())
         self._tasks = asyncio.all_tasks()
 
-    def nothing(self) -> None:
-        threads = [one.name for one in threading.enumerate() if one not in self._threads]
-        tasks = [one for one in asyncio.all_tasks() if one not in self._tasks]
+    async def nothing(self) -> None:
+        assert [one for one in asyncio.all_tasks() if one not in self._tasks] == []
+        # A thread is there for a moment after its last call.
+        await eventually(lambda: not self._threads_now(), what=str(self._threads_now()))
+
+    def _threads_now(self) -> list[str]:
+        new = [one.name for one in threading.enumerate() if one not in self._threads]
         # The default executor is the loop's own, and ends with it.
-        assert [name for name in threads if not name.startswith("asyncio_")] == []
-        assert tasks == []
+        return [name for name in new if not name.startswith("asyncio_")]
 
 
 def alive(pid: int) -> bool:
@@ -322,7 +325,7 @@ async def test_stop_leaves_no_thread_task_process_or_connection(
             pid = (await stored_events(js, runs[0]))[-1]["payload"]
         assert alive(pid)
     assert not alive(pid)
-    left.nothing()
+    await left.nothing()
     await eventually(connections.none, BOUND_S)
 
 
@@ -350,7 +353,7 @@ async def test_stop_leaves_a_client_that_was_handed_over_as_it_was(
             return len(names) == 1 and len(names[0]["subscriptions_list"]) == len(subscriptions)
 
         await eventually(only_ours, BOUND_S)
-        left.nothing()
+        await left.nothing()
 
 
 class Fails(Plugin[None]):
@@ -387,7 +390,7 @@ async def test_start_that_fails_half_way_leaves_nothing(
         worker.handle(kind, long_enough_to_be_watched)
     with pytest.raises(Exception, match="fails on purpose"):
         await worker.start()
-    left.nothing()
+    await left.nothing()
     await eventually(connections.none, BOUND_S)
     await worker.stop()  # there is nothing to stop
 
@@ -450,4 +453,4 @@ async def test_stop_while_the_server_is_gone_ends(nats_server: EmbeddedServer) -
     async with asyncio.timeout(BOUND_S):
         await worker.stop()
     assert worker.state == "stopped"
-    left.nothing()
+    await left.nothing()

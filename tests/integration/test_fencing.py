@@ -16,16 +16,15 @@ import pytest
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 from support import connected, eventually, publish_task, unique
+from worker_process import WorkerProcess, worker_process
 from worker_support import (
     LEASE,
     MANAGED,
     QUICK,
-    WorkerProcess,
     event_types,
     history,
     serving,
     settled,
-    worker_process,
 )
 
 from dagnats_worker import EmbeddedServer, TaskContext, Worker
@@ -92,6 +91,38 @@ async def test_frozen_worker_that_wakes_up_does_not_end_a_task_that_another_one_
         assert events[-1].body["payload"] == str(healthy.process.pid)
 
 
+async def test_task_that_was_sent_to_a_frozen_worker_is_not_run_by_it_when_it_wakes_up(
+    shared_server: EmbeddedServer, js: JetStreamContext, diary: Path
+) -> None:
+    task_type, first_run, run_id = unique(), unique(), unique()
+    code = f"GO_IDS = False\n{LINGERS}"
+    with worker_process(shared_server.url, task_type, diary, code) as frozen:
+        let_end(diary, frozen.process.pid)
+        await publish_task(js, task_type, first_run)
+        await settled(js, task_type)
+        await eventually(lambda: waiting_pulls(js, task_type))
+        frozen.signal(signal.SIGSTOP)
+        await publish_task(js, task_type, run_id)
+        await eventually(lambda: unacked(js, task_type), what="it lies in the frozen one's socket")
+        with worker_process(shared_server.url, task_type, diary, code) as healthy:
+            let_end(diary, healthy.process.pid)
+            await settled(js, task_type)
+            frozen.signal(signal.SIGCONT)
+            for worker in (frozen, healthy):
+                worker.signal(signal.SIGTERM)
+                assert await worker.ended() == 0
+        assert frozen.noted(f"started {frozen.process.pid}") == 1
+    assert await event_types(js, run_id) == COMPLETED_ONCE
+
+
+async def waiting_pulls(js: JetStreamContext, task_type: str) -> int:
+    return (await js.consumer_info("TASK_QUEUES", f"workers-{task_type}")).num_waiting or 0
+
+
+async def unacked(js: JetStreamContext, task_type: str) -> int:
+    return (await js.consumer_info("TASK_QUEUES", f"workers-{task_type}")).num_ack_pending or 0
+
+
 def noted_start(worker: WorkerProcess) -> bool:
     return bool(worker.noted(f"started {worker.process.pid}"))
 
@@ -112,7 +143,10 @@ async def test_parallel_steps_whose_leases_have_lapsed_end_all_at_the_same_momen
         started.append(ctx.step_id)
         await lapsed.wait()
 
-    async with serving(shared_server.url, task_type, handler, ack_wait=LEASE, max_tasks=64):
+    config = configured(history_events_max=20)  # what is read at once is less than there is
+    async with serving(
+        shared_server.url, task_type, handler, config=config, ack_wait=LEASE, max_tasks=steps
+    ):
         for step in range(steps):
             await publish_task(js, task_type, run_id, f"map.{step}")
         await eventually(lambda: len(started) == steps)

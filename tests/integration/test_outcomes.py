@@ -7,7 +7,6 @@ hold is read back. Fake: the engine, whose tasks these tests dispatch.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -31,7 +30,6 @@ from worker_support import (
 from dagnats_worker import (
     EmbeddedServer,
     NonRetryableError,
-    Paused,
     RetryAfterError,
     SyncTaskContext,
     TaskContext,
@@ -127,10 +125,12 @@ async def test_failure_of_a_managed_run_is_published_and_acked_and_never_given_b
         raise RuntimeError("wrapped") from error
 
     handlers = handler if isinstance(error, NonRetryableError | RetryAfterError) else raising(error)
-    async with watching_acks(nc, task_type) as acks:
-        async with serving(shared_server.url, task_type, handlers):
-            await publish_task(js, task_type, run_id, **MANAGED)
-            event = await outcome(js, task_type, run_id)
+    async with (
+        watching_acks(nc, task_type) as acks,
+        serving(shared_server.url, task_type, handlers),
+    ):
+        await publish_task(js, task_type, run_id, **MANAGED)
+        event = await outcome(js, task_type, run_id)
     assert event.body["payload"] == expected
     assert acks.verdicts == [b"+ACK"]
 
@@ -162,110 +162,6 @@ async def test_error_text_of_100_kb_is_cut(
         await publish_task(js, task_type, run_id, **MANAGED)
         event = await outcome(js, task_type, run_id)
     assert event.failure == ("retriable", "ä" * 2048)
-
-
-# ------------------------------------------------------------------------- what is not JSON
-
-
-@pytest.mark.parametrize(
-    "value",
-    [math.nan, {"a": [math.inf]}, b"not json", b'"\xff"', "\ud800", object(), {"a": object()}],
-    ids=repr,
-)
-@pytest.mark.parametrize("way", ["returned", "recorded"])
-async def test_output_that_is_not_json_is_a_permanent_failure_and_nothing_else_is_published(
-    shared_server: EmbeddedServer, js: JetStreamContext, value: Any, way: str
-) -> None:
-    task_type, run_id = unique(), unique()
-
-    async def handler(ctx: TaskContext) -> Any:
-        if way == "returned":
-            return value
-        ctx.complete(value)
-        return None
-
-    async with serving(shared_server.url, task_type, handler):
-        await publish_task(js, task_type, run_id, **MANAGED)
-        event = await outcome(js, task_type, run_id)
-    failure_type, text = event.failure
-    assert failure_type == "non_retriable"
-    assert "JSON" in text
-
-
-# ------------------------------------------------------------------------- exactly one outcome
-
-
-async def record_twice(ctx: TaskContext) -> None:
-    ctx.complete({"first": True})
-    with pytest.raises(UsageError):
-        ctx.fail_permanent("second")
-
-
-async def record_twice_unguarded(ctx: TaskContext) -> None:
-    ctx.complete({"first": True})
-    ctx.complete({"second": True})
-
-
-async def record_and_raise(ctx: TaskContext) -> None:
-    ctx.complete({"first": True})
-    raise RuntimeError("too late")
-
-
-async def record_and_return(ctx: TaskContext) -> str:
-    ctx.complete({"first": True})
-    return "ignored"
-
-
-async def record_and_exit(ctx: TaskContext) -> None:
-    ctx.complete({"first": True})
-    raise SystemExit(1)
-
-
-@pytest.mark.parametrize(
-    "handler",
-    [
-        record_twice,
-        record_twice_unguarded,
-        record_and_raise,
-        record_and_return,
-        record_and_exit,
-    ],
-)
-async def test_first_recorded_outcome_stands(
-    shared_server: EmbeddedServer,
-    js: JetStreamContext,
-    caplog: pytest.LogCaptureFixture,
-    handler: Callable[[TaskContext], Any],
-) -> None:
-    task_type, run_id = unique(), unique()
-    async with serving(shared_server.url, task_type, handler):
-        await publish_task(js, task_type, run_id, **MANAGED)
-        event = await outcome(js, task_type, run_id)
-    assert (event.type, event.body["payload"]) == ("step.completed", {"first": True})
-    assert [record.levelname for record in caplog.records if record.name == "dagnats_worker.task"]
-
-
-async def test_pause_and_then_an_exception_is_a_pause(
-    shared_server: EmbeddedServer, nc: Client, js: JetStreamContext
-) -> None:
-    task_type, run_id = unique(), unique()
-
-    async def handler(ctx: TaskContext) -> None:
-        if ctx.deliveries == 1:
-            ctx.record(Paused("nap", timedelta(milliseconds=50)))
-            raise RuntimeError("too late")
-
-    async with watching_acks(nc, task_type) as acks:
-        async with serving(shared_server.url, task_type, handler):
-            await publish_task(js, task_type, run_id, **MANAGED)
-            await settled(js, task_type)
-    assert acks.verdicts == [b'-NAK {"delay": 50000000}', b"+ACK"]
-    assert await event_types(js, run_id) == [
-        "step.started",
-        "step.released",
-        "step.started",
-        "step.completed",
-    ]
 
 
 # ------------------------------------------------------------------------- time is over

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from nats.js import JetStreamContext, api
 from support import connected, eventually, publish_task, unique
+from worker_process import worker_process
 from worker_support import (
     MANAGED,
     OtherWorker,
@@ -22,7 +23,6 @@ from worker_support import (
     serving,
     settled,
     watching_acks,
-    worker_process,
 )
 
 from dagnats_worker import EmbeddedServer, TaskContext
@@ -240,6 +240,21 @@ async def test_loop_goes_on_after_a_crash_beside_a_loop_that_is_further(
     async with serving(shared_server.url, task_type, handler):
         await eventually(lambda: len(ran) == 2)
     assert sorted(ran) == [("fast", 7), ("slow", 2)]
+
+
+async def test_outcome_is_found_behind_more_events_than_one_answer_holds(
+    shared_server: EmbeddedServer, nc: Client, js: JetStreamContext
+) -> None:
+    task_type, run_id = unique(), unique()
+    other = await OtherWorker.bound(js, task_type)
+    await publish_task(js, task_type, run_id)
+    message = await other.take()
+    for _ in range(2500):
+        await nc.publish(f"history.{run_id}", b'{"type":"step.noise","run_id":"r","step_id":"x"}')
+    await other.publish(message, "step.completed", attempt_number=1)
+    async with serving(shared_server.url, task_type, never):
+        await message.nak()
+        await settled(js, task_type)
 
 
 async def never(ctx: TaskContext) -> None:

@@ -1,18 +1,23 @@
-"""What the demo believes of its tasks, and what it calls a problem.
+"""What the demo believes of its tasks, what it calls a problem, and how it looks.
 
-Method: events by hand. Real: the board. Fake: the events.
+Method: events by hand; screens of several sizes as text. Real: the board and its views. Fake: the
+events and the terminal.
 """
 
 from __future__ import annotations
 
+import io
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from dagnats_worker._run import RunEvent
 from dagnats_worker.cli._demo_board import Board, Row
+from dagnats_worker.cli._demo_summary import print_summary
 from dagnats_worker.cli._demo_tasks import KINDS
+from dagnats_worker.cli._demo_view import LiveView
 from dagnats_worker.cli._main import SECTIONS
 
 BEGAN = datetime(2026, 1, 2, tzinfo=UTC)
@@ -74,3 +79,54 @@ def test_failure_without_a_dead_letter_is_a_problem(board: Board) -> None:
 
 def test_help_counts_the_tasks_right() -> None:
     assert f"{len(Board('x').rows)} tasks" in SECTIONS["Start here"]["demo"].help
+
+
+SIZES = [(200, 60), (120, 40), (80, 24), (64, 24), (50, 20), (40, 12)]
+
+
+class Utf8(io.StringIO):
+    encoding = "utf-8"
+
+
+def terminal(columns: int, rows: int, file: io.StringIO) -> Console:
+    return Console(file=file, width=columns, height=rows, force_terminal=True, color_system=None)
+
+
+@pytest.mark.parametrize(("columns", "rows"), SIZES)
+def test_live_screen_fits_the_terminal(columns: int, rows: int) -> None:
+    board = Board("x")
+    for row in board.rows:
+        row.take_event(event("step.started"))
+        for word in (f"word{number}" for number in range(30)):
+            row.take_chunk(word.encode())
+    board.rows[-1].take_event(event("step.released", {"reason": "retry", "delay_ms": 9000}))
+    play(board.rows[0])
+    screen = Utf8()
+    console = terminal(columns, rows, screen)
+    console.print(LiveView(board, console).render())
+    lines = screen.getvalue().splitlines()
+    assert max(map(len, lines)) <= columns
+    assert len(lines) < max(rows, 20)
+    assert "word29" in screen.getvalue(), "the newest of what is streamed"
+    assert f"1/{len(board.rows)}" in screen.getvalue()
+
+
+@pytest.mark.parametrize(("columns", "rows"), SIZES)
+def test_summary_fits_the_terminal(board: Board, columns: int, rows: int) -> None:
+    screen = Utf8()
+    print_summary(board, terminal(columns, rows, screen), left_behind="Left on a server: a lot")
+    text = screen.getvalue()
+    assert max(map(len, text.splitlines())) <= max(columns, 44), "commands are not broken in two"
+    assert f"{len(board.rows)} tasks in " in text
+    assert "as they should" in " ".join(text.split())
+    assert "all its attempts are used up" in " ".join(text.split())
+
+
+def test_terminal_without_unicode_gets_plain_marks(board: Board) -> None:
+    class Ascii(io.StringIO):
+        encoding = "ascii"
+
+    screen = Ascii()
+    print_summary(board, terminal(80, 24, screen))
+    assert screen.getvalue().isascii()
+    assert "ok 36 tasks" in screen.getvalue()

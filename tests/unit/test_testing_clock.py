@@ -55,7 +55,8 @@ def test_a_cancelled_timer_does_not_fall_due() -> None:
 
 
 def test_a_listener_is_told_of_all_the_time_that_passes() -> None:
-    clock, passed = FakeClock(), []
+    clock = FakeClock()
+    passed: list[timedelta] = []
     end = clock.listen(passed.append)
     clock.call_later(SECOND, lambda: None)
     clock.advance(3 * SECOND)

@@ -283,6 +283,8 @@ class Recorder(Plugin[None]):
                 raise SkipTask("done elsewhere")
             case "delay":
                 raise DelayTask(timedelta(hours=1))
+            case "":
+                pass
 
     @hookimpl
     async def on_error(self, outcome: Outcome) -> Outcome:
@@ -296,6 +298,15 @@ async def test_a_plugin_is_run_with_the_worker() -> None:
         entry = await harness.transport.key_value("signals").get("there")
         await harness.run("resize", {"width": 1})
     assert entry is not None
+    assert plugin.calls == ["start", "pre_handle", "stop"]
+
+
+async def test_the_plugins_of_a_worker_are_run_with_its_copy() -> None:
+    plugin = Recorder()
+    own = Worker(plugins=[plugin])
+    own.handle("resize", resize)
+    async with WorkerHarness(own) as harness:
+        await harness.run("resize", {"width": 1})
     assert plugin.calls == ["start", "pre_handle", "stop"]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
@@ -18,13 +18,16 @@ from support import eventually
 
 from dagnats_worker import (
     Client,
+    Plugin,
     Released,
     StartError,
     TaskContext,
     UsageError,
     Worker,
     WorkerConfig,
+    hookimpl,
 )
+from dagnats_worker._transport import ConsumerSpec, Source
 from dagnats_worker.errors import KeyValueError, PublishError
 from dagnats_worker.testing import Ack, FakeClock, MemoryServer, MemoryTransport, Nak, Settlement
 
@@ -53,6 +56,7 @@ class Counting:
 
     def __init__(self, *, waits: bool = False) -> None:
         self.runs = 0
+        self.cancelled = False
         self.started = asyncio.Event()
         self.go_on = asyncio.Event()
         if not waits:
@@ -61,7 +65,11 @@ class Counting:
     async def __call__(self, ctx: TaskContext) -> str:
         self.runs += 1
         self.started.set()
-        await self.go_on.wait()
+        try:
+            await self.go_on.wait()
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
         return ctx.worker_id
 
 
@@ -82,10 +90,13 @@ async def serving(
     *,
     worker_id: str = "one",
     max_tasks: int = 4,
+    plugins: Sequence[Plugin[Any]] = (),
     **options: Any,
 ) -> AsyncIterator[MemoryTransport]:
     transport = MemoryTransport(server)
-    worker = Worker(transport, worker_id=worker_id, max_tasks=max_tasks, plugins=(), config=QUICK)
+    worker = Worker(
+        transport, worker_id=worker_id, max_tasks=max_tasks, plugins=plugins, config=QUICK
+    )
     worker.handle("work", handler, **options)
     async with worker:
         yield transport
@@ -175,12 +186,66 @@ async def test_who_slept_through_the_lease_publishes_nothing_any_more(
 
 async def test_time_that_passes_renews_the_leases(server: MemoryServer, clock: FakeClock) -> None:
     handler, seen = Counting(waits=True), Seen(server)
+    server.faults.lose_acks()  # a renewal is none of these
     async with serving(server, handler):
         submit(server, "r")
         await started(handler)
         clock.advance(10 * LEASE)
+        assert server.faults.lost == 0
+        server.faults.clear()
         handler.go_on.set()
         assert await seen.next() == (Ack(), 1)
+
+
+async def test_a_lease_is_renewed_for_no_longer_than_its_handler_may_run(
+    server: MemoryServer, clock: FakeClock
+) -> None:
+    handler, seen = Counting(waits=True), Seen(server)
+    async with serving(server, handler, timeout=2 * LEASE):
+        submit(server, "r")
+        await started(handler)
+        clock.advance(10 * LEASE)
+        _, deliveries = await seen.next()
+    assert deliveries > 1
+
+
+class Confirming:
+    """A source whose leases are lost when nobody confirms them, as a partitioned one has it."""
+
+    confirm_leases = True
+    fenced = False
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.ack_wait = source.ack_wait
+        self.deliveries = source.deliveries
+        self.settled = source.settled
+        self.stop = source.stop
+        self.close = source.close
+
+
+async def test_a_lease_that_is_not_confirmed_ends_the_handler(
+    server: MemoryServer, clock: FakeClock
+) -> None:
+    handler = Counting(waits=True)
+
+    class ConfirmingPlugin(Plugin[None]):
+        name = "confirming"
+
+        @hookimpl
+        async def open_source(self) -> Source:
+            spec = ConsumerSpec("TASK_QUEUES", "c", "task.work.>", LEASE)
+            return Confirming(await MemoryTransport(server).open_source(spec))
+
+    async with serving(server, handler, plugins=[ConfirmingPlugin()]):
+        submit(server, "r")
+        await started(handler)
+        clock.advance(LEASE / 2)
+        assert server.faults.lost == 0
+        server.faults.lose_renewals()
+        clock.advance(LEASE / 2)
+        await eventually(lambda: handler.cancelled)
+    assert types(server, "r") == ["step.started"]
 
 
 async def test_a_time_limit_follows_the_clock(server: MemoryServer, clock: FakeClock) -> None:
@@ -248,20 +313,29 @@ async def test_the_code_of_a_failing_publish_can_be_chosen(server: MemoryServer)
     with pytest.raises(PublishError) as raised:
         await (await transport.publish("history.r", b"{}", {}))
     assert raised.value.code == 10023
+    assert server.messages("WORKFLOW_HISTORY") == []
     await (await transport.publish("history.r", b"{}", {}))
 
 
-async def test_an_answer_that_is_late_is_waited_for(server: MemoryServer, clock: FakeClock) -> None:
-    handler, seen = Counting(), Seen(server)
+async def test_a_message_can_be_stored_and_the_answer_be_lost(server: MemoryServer) -> None:
+    server.faults.fail_publishes(subject="history.r", stored=True)
+    with pytest.raises(PublishError, match="did not answer") as raised:
+        await (await MemoryTransport(server).publish("history.r", b"{}", {}))
+    assert raised.value.code == 0
+    assert len(server.messages("WORKFLOW_HISTORY")) == 1
+
+
+async def test_an_answer_comes_as_late_as_it_is_told_to(
+    server: MemoryServer, clock: FakeClock
+) -> None:
     server.faults.delay_publishes(timedelta(seconds=3), subject="history.>")
-    async with serving(server, handler):
-        submit(server, "r")
-        await started(handler)
-        clock.advance(timedelta(seconds=3))
-        await eventually(lambda: types(server, "r") == ["step.started", "step.completed"])
-        assert seen.settlements.empty()
-        clock.advance(timedelta(seconds=3))
-        assert await seen.next() == (Ack(), 1)
+    transport = MemoryTransport(server)
+    late = await transport.publish("history.r", b"{}", {})
+    await transport.flush()
+    assert not late.done()
+    assert len(server.messages("WORKFLOW_HISTORY")) == 1
+    clock.advance(timedelta(seconds=3))
+    assert (await late).sequence == 1
 
 
 async def test_a_redelivery_whose_history_cannot_be_read_is_given_back(
@@ -284,7 +358,10 @@ async def test_a_redelivery_whose_history_cannot_be_read_is_given_back(
 async def test_a_dropped_connection_ends_its_pulls_and_comes_back(server: MemoryServer) -> None:
     handler, seen = Counting(), Seen(server)
     async with serving(server, handler) as transport:
+        submit(server, "before")
+        assert await seen.next() == (Ack(), 1)
         transport.drop()
+        await transport.flush()
         submit(server, "r")
         assert not transport.connected
         assert server.consumers["TASK_QUEUES", "workers-work"].pending == {}
@@ -371,6 +448,25 @@ async def test_a_bucket_can_be_left_out_and_another_one_added() -> None:
     with pytest.raises(KeyValueError, match="'checkpoints' not found"):
         await transport.key_value("checkpoints").get("a")
     assert await transport.key_value("parked_tasks").put("a", b"1") == 1
+
+
+async def test_a_consumer_is_created_once_and_changed_only_on_purpose(
+    server: MemoryServer,
+) -> None:
+    transport = MemoryTransport(server)
+    config = {"name": "c", "filter_subject": "task.a.>", "ack_wait": 1_000_000_000}
+    changed = {**config, "ack_wait": 2_000_000_000}
+    subject = "CONSUMER.CREATE.TASK_QUEUES.c.task.a.>"
+    missing = await transport.api(subject, {"config": changed, "action": "update"})
+    assert missing["error"]["err_code"] == 10149
+    for _ in range(2):
+        assert "error" not in await transport.api(subject, {"config": config, "action": "create"})
+    refused = await transport.api(subject, {"config": changed, "action": "create"})
+    assert refused["error"]["err_code"] == 10148
+    await transport.api(subject, {"config": changed, "action": "update"})
+    assert server.consumers["TASK_QUEUES", "c"].ack_wait == timedelta(seconds=2)
+    await transport.api("CONSUMER.DELETE.TASK_QUEUES.c")
+    assert server.consumers == {}
 
 
 def test_what_is_left_out_must_exist() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -26,8 +27,12 @@ Listener = Callable[[], Awaitable[None]]
 class Connection:
     """A nats-py client that was opened here, or handed over by the user."""
 
-    def __init__(self, client: NatsClient, *, owned: bool, quiet: bool = False) -> None:
+    def __init__(
+        self, client: NatsClient, config: WorkerConfig, *, owned: bool, quiet: bool = False
+    ) -> None:
         self.client = client
+        self._refused_max_s = config.refused_max.total_seconds()
+        self._refused_since: float | None = None
         self._level = logging.DEBUG if quiet else logging.WARNING
         self.owned = owned
         self.closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -47,23 +52,35 @@ class Connection:
     async def lost(self) -> None:
         if self._closing:
             return
-        logger.log(self._level, "connection to NATS lost; reconnecting")
+        if not self.client.is_closed:
+            logger.log(self._level, "connection to NATS lost; reconnecting")
         for listener in self._on_lost:
             await listener()
 
     async def back(self) -> None:
-        self._complaint = ""
+        self._complaint, self._refused_since = "", None
         url = self.client.connected_url
         logger.log(self._level, "connected to NATS again at %s", url.netloc if url else "?")
         for listener in self._on_back:
             await listener()
 
-    def complain(self, error: Exception) -> None:
-        """Log what goes wrong on a connection that was open, each thing once until it is back."""
+    def failed(self, error: Exception) -> None:
+        """Something goes wrong on a connection that was open; each thing is logged once.
+
+        nats-py tries for ever to get back to a server, even to one that no longer wants it.
+        """
+        if self._closing:
+            return
         text = describe(error)
-        if text != self._complaint and not self._closing:
+        if text != self._complaint:
             self._complaint = text
             logger.log(self._level, "NATS: %s", text)
+        if not is_refusal(error):
+            return
+        now = time.monotonic()
+        self._refused_since = self._refused_since or now
+        if now - self._refused_since >= self._refused_max_s:
+            self.ended(f"the server refuses the credentials: {text}")
 
     def ended(self, reason: str) -> None:
         if not self.closed.done():
@@ -107,6 +124,7 @@ class Connection:
 
     async def _close_client(self) -> None:
         client = self.client
+        await _end(client._reconnection_task)  # noqa: SLF001 - nats-py cancels it once, see `_end`
         if not client.is_connected:
             # A server that is gone takes nothing any more, and nats-py 2.16, which would send what
             # is left all the same, then fails before it has ended its own tasks.
@@ -159,17 +177,17 @@ async def open_connection(
         ConnectError: Says what was tried, what came back, and how to start a server.
     """
     client = NatsClient()
-    connection = Connection(client, owned=True, quiet=quiet)
-    refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    connection = Connection(client, config, owned=True, quiet=quiet)
+    refused: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
     opened = asyncio.Event()
     last_error: list[Exception] = []
 
     async def on_error(error: Exception) -> None:
         last_error[:] = [error]
         if opened.is_set():
-            connection.complain(error)
+            connection.failed(error)
         elif is_refusal(error) and not refused.done():
-            refused.set_result(None)
+            refused.set_result(error)
 
     async def on_closed() -> None:
         last = client.last_error
@@ -186,22 +204,31 @@ async def open_connection(
         )
     )
     timeout_s = config.connect_timeout.total_seconds()
-    first: set[asyncio.Future[None]] = {opening, refused}
+    first: set[asyncio.Future[Any]] = {opening, refused}
     await asyncio.wait(first, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     if opening.done() and opening.exception() is None:
         opened.set()
         return connection
     await _give_up(opening, client)
-    reason = opening.exception() if opening.done() and not opening.cancelled() else None
-    raise ConnectError(
-        _no_server(urls, reason or (last_error[0] if last_error else None), timeout_s)
-    )
+    # A refusal says more than what nats-py stumbles over when it closes the refused connection.
+    failed = opening.exception() if opening.done() and not opening.cancelled() else None
+    said = last_error[0] if last_error else None
+    reason = refused.result() if refused.done() else failed or said
+    raise ConnectError(_no_server(urls, reason, timeout_s))
+
+
+async def _end(task: asyncio.Task[None] | None) -> None:
+    """Cancel a task of nats-py until it ends; it may swallow a cancellation, and then tries on.
+
+    Source: ``asyncio.wait_for`` of Python 3.11, which nats-py 2.16 connects with.
+    """
+    while task is not None and not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=CANCEL_EVERY_S)
 
 
 async def _give_up(opening: asyncio.Task[None], client: NatsClient) -> None:
-    while not opening.done():  # nats-py may swallow a cancellation, and then tries on
-        opening.cancel()
-        await asyncio.wait({opening}, timeout=CANCEL_EVERY_S)
+    await _end(opening)
     if client.is_connecting or client.is_connected or client.is_reconnecting:
         await client.close()
 

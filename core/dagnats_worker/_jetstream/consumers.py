@@ -73,6 +73,13 @@ class Consumers:
             )
         return _duration(config.get("ack_wait", 0))
 
+    async def last_sequence(self, stream: str) -> int:
+        """Of the newest message that the stream has ever held."""
+        answer = await self._api.api(f"STREAM.INFO.{stream}")
+        if error := answer.get("error"):
+            raise TransportError(f"stream {stream}: {error.get('description')}")
+        return int(answer["state"]["last_seq"])
+
     async def _info(self, stream: str, name: str) -> dict[str, Any] | None:
         answer = await self._api.api(f"CONSUMER.INFO.{stream}.{name}")
         error = answer.get("error")

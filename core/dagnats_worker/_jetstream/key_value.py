@@ -50,6 +50,11 @@ class Bucket:
             stored = await (await self._replies.publish(self._subject(key), value, sent))
         except PublishError as error:
             if error.code in WRONG_LAST_SEQUENCE:
+                newest = await self._newest(key) if expected_revision == 0 else None
+                if newest is not None and newest.deleted:  # the marker has a revision too
+                    return await self.put(
+                        key, value, headers=headers, expected_revision=newest.revision
+                    )
                 text = f"bucket {self.name!r}: {key!r} is not at revision {expected_revision}"
                 raise KeyValueError(text, conflict=True) from error
             if error.code == 0:

@@ -180,6 +180,26 @@ async def provision(js: JetStreamContext, *, replicas: int = 1) -> list[str]:
     return created
 
 
+async def create_bucket(js: JetStreamContext, name: str, ttl: timedelta = timedelta(0)) -> None:
+    """Create a bucket of a plugin's own, as safe as the history is; never change one that exists.
+
+    Args:
+        ttl: After this long without a write a key is gone; zero for never.
+
+    Raises:
+        StartError: JetStream is not enabled, or has no room.
+        TransportError: The server did not answer, or the user may not do this.
+    """
+    config = _bucket(name, ttl).config
+    if await _exists(js, str(config.name)):
+        return
+    try:
+        history = await js.stream_info("WORKFLOW_HISTORY")
+    except nats.errors.Error as error:
+        _refuse(error, "stream WORKFLOW_HISTORY")
+    await _create(js, replace(config, num_replicas=history.config.num_replicas))
+
+
 async def missing(js: JetStreamContext, names: Iterable[str] = REQUIRED_STREAMS) -> list[str]:
     """Which of the streams and buckets do not exist; by default, of those a worker must have.
 

@@ -9,12 +9,14 @@ from their order: the server serves the pulls of a consumer first come first ser
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections import deque
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
+import nats.errors
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
@@ -24,7 +26,7 @@ from dagnats_worker._jetstream.consumers import Consumers
 from dagnats_worker._protocol import NAK, parse_ack_subject
 from dagnats_worker._slots import Slots
 from dagnats_worker._transport import NO_HEADERS, ConsumerSpec, Delivery
-from dagnats_worker.errors import DagnatsError, TransportError
+from dagnats_worker.errors import DagnatsError
 
 logger = logging.getLogger("dagnats_worker.source")
 
@@ -34,16 +36,23 @@ UNANSWERED_GRACE_S = 2.0
 RECOVER_WAIT_FIRST_S = 0.1
 LOOK_EVERY_S = 0.5
 
+RECONNECTED = "the connection was lost"
+LOST = ("Consumer Deleted", "Leadership Change", "Server Shutdown")
+"""Descriptions of a pull's end after which the consumer is looked up, and made where it is gone."""
+
 
 class Pull:
     """One open pull request."""
 
-    __slots__ = ("idle", "number", "overdue_at", "remaining")
+    __slots__ = ("idle", "number", "opened_at", "overdue_at", "remaining")
 
-    def __init__(self, number: int, remaining: int, *, idle: bool, overdue_at: float) -> None:
+    def __init__(
+        self, number: int, remaining: int, *, idle: bool, opened_at: float, overdue_at: float
+    ) -> None:
         self.number = number
         self.remaining = remaining
         self.idle = idle
+        self.opened_at = opened_at
         self.overdue_at = overdue_at
 
 
@@ -70,7 +79,11 @@ class PullSource:
         self._backlog = False
         self._stopping = False
         self._not_before = 0.0
+        self._looked_at = 0.0
         self._consumer_lost = ""
+        self._complaint = ""
+        self._doubtful_up_to = 0
+        self._failure: BaseException | None = None
         self._subscription: Subscription | None = None
         self._inbox = ""
         self._tasks: list[asyncio.Task[None]] = []
@@ -92,14 +105,24 @@ class PullSource:
             asyncio.create_task(self._keep_pulling(slots), name=f"pull {self.name}"),
             asyncio.create_task(self._keep_informed(), name=f"consumer {self.name}"),
         ]
+        for task in self._tasks:
+            task.add_done_callback(self._ended)
         arrived, news = self._arrived, self._news
         while True:
             while arrived:
                 yield arrived.popleft()
+            if self._failure is not None:
+                raise self._failure
             if self._stopping:
                 return
             news.clear()
             await news.wait()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A source that asks for nothing any more must not sit there silently."""
+        if not task.cancelled() and task.exception() is not None:
+            self._failure = task.exception()
+            self._news.set()
 
     def settled(self, delivery: Delivery) -> None:
         pass
@@ -114,7 +137,8 @@ class PullSource:
         self._subscription = None
         while self._arrived:
             delivery = self._arrived.popleft()
-            await self._client.publish(delivery.ack_subject, NAK)
+            with contextlib.suppress(nats.errors.Error, OSError):  # it comes after its lease
+                await self._client.publish(delivery.ack_subject, NAK)
             if self._slots is not None:
                 self._slots.settled()
         self._forget_pulls()
@@ -140,12 +164,22 @@ class PullSource:
             deliveries=info.deliveries,
             sequence=info.stream_sequence,
             timestamp_ns=info.timestamp_ns,
+            doubtful=info.stream_sequence <= self._doubtful_up_to or self._may_be_late(),
         )
         # The count of pending messages leaves out those that wait to be delivered again.
         self._backlog = info.pending > 0 or info.deliveries > 1
         self._count_arrival()
         self._arrived.append(delivery)
         self._news.set()
+
+    def _may_be_late(self) -> bool:
+        """Whether a message may have lain in the socket, while we were frozen, beyond its lease.
+
+        It came after its pull was opened, so that is the longest it can have lain there.
+        """
+        if not self._pulls:
+            return True
+        return self._loop.time() - self._pulls[0].opened_at > self.ack_wait.total_seconds()
 
     def _count_arrival(self) -> None:
         slots = self._slots
@@ -174,7 +208,7 @@ class PullSource:
         reason = headers.get("Description", "").strip()
         if status in ("404", "408"):
             self._backlog = self._backlog and pull.idle
-        elif status == "503" or "Consumer Deleted" in reason:
+        elif status == "503" or any(text in reason for text in LOST):
             self._consumer_lost = reason or "nobody answers for it"
         else:
             logger.warning("pull from %s ended: %s %s", self.name, status, reason)
@@ -196,7 +230,8 @@ class PullSource:
     # ------------------------------------------------------------------ pulling
 
     async def _keep_pulling(self, slots: Slots) -> None:
-        while True:
+        self._looked_at = self._loop.time()
+        while not self._stopping:
             slots.changed.clear()
             if self._client.is_connected and self._subscription is not None:
                 self._give_up_overdue()
@@ -213,17 +248,20 @@ class PullSource:
             backlog = self._backlog and not slots.only_idle
             if backlog and (free := slots.free()):
                 slots.ask(free)
-                await self._request(free, idle=False)
+                if not await self._request(free, idle=False):
+                    return
             elif not backlog and any(pull.idle for pull in self._pulls):
                 return
             elif not backlog and slots.may_idle():
                 slots.ask_idle()
-                await self._request(1, idle=True)
+                if not await self._request(1, idle=True):
+                    return
             else:
                 slots.want()
                 return
 
-    async def _request(self, batch: int, *, idle: bool) -> None:
+    async def _request(self, batch: int, *, idle: bool) -> bool:
+        """Open a pull; False where the connection takes nothing at the moment."""
         self._count += 1
         config = self._config
         if idle:
@@ -236,14 +274,25 @@ class PullSource:
         else:
             body = {"batch": batch, "expires": _ns(config.drain_pull_expires), "no_wait": True}
             overdue_s = config.drain_pull_expires.total_seconds() + UNANSWERED_GRACE_S
-        pull = Pull(self._count, batch, idle=idle, overdue_at=self._loop.time() + overdue_s)
+        now = self._loop.time()
+        pull = Pull(self._count, batch, idle=idle, opened_at=now, overdue_at=now + overdue_s)
         self._pulls.append(pull)
-        await self._client.publish(
-            self._request_subject, json.dumps(body).encode(), f"{self._inbox}.{pull.number}"
-        )
+        try:
+            await self._client.publish(
+                self._request_subject, json.dumps(body).encode(), f"{self._inbox}.{pull.number}"
+            )
+        except (nats.errors.Error, OSError) as error:
+            logger.debug("pull from %s: %r", self.name, error)
+            self._not_before = self._loop.time() + LOOK_EVERY_S
+            if pull in self._pulls:
+                self._end_pull(pull)
+            return False
+        return True
 
     def _give_up_overdue(self) -> None:
-        now = self._loop.time()
+        """Where the loop was blocked, answers wait to be read, so it counts only up to then."""
+        last, self._looked_at = self._looked_at, self._loop.time()
+        now = min(self._looked_at, last + LOOK_EVERY_S)
         for pull in [pull for pull in self._pulls if pull.overdue_at < now]:
             logger.warning("pull from %s was not answered; asking again", self.name)
             self._end_pull(pull)
@@ -256,13 +305,20 @@ class PullSource:
         while self._consumer_lost and self._client.is_connected:
             try:
                 await self.bind()
+                self._doubtful_up_to = await self._consumers.last_sequence(self._spec.stream)
             except DagnatsError as error:
-                logger.warning("consumer %s: %s; trying again", self.name, error)
+                self._complain(str(error))
                 await asyncio.sleep(wait_s)
                 wait_s = min(wait_s * 2, self._config.recover_wait_max.total_seconds())
             else:
                 logger.info("consumer %s is there again (%s)", self.name, self._consumer_lost)
-                self._consumer_lost = ""
+                self._consumer_lost = self._complaint = ""
+
+    def _complain(self, text: str) -> None:
+        """Warn once of what may last long."""
+        level = logging.DEBUG if text == self._complaint else logging.WARNING
+        self._complaint = text
+        logger.log(level, "consumer %s: %s; trying again", self.name, text)
 
     async def _keep_informed(self) -> None:
         """Another process may change the lease, and another one's messages fill the durable."""
@@ -273,7 +329,7 @@ class PullSource:
                 self.ack_wait = await self._consumers.look(
                     self._spec.stream, self.name, self._config.ack_pending_warning
                 )
-            except TransportError as error:
+            except DagnatsError as error:
                 logger.debug("consumer %s: %s", self.name, error)
 
     # ------------------------------------------------------------------ the connection
@@ -288,7 +344,8 @@ class PullSource:
         """Old pulls must not deliver to us after the reconnect, so their inbox is dropped."""
         subscription, self._subscription = self._subscription, None
         if subscription is not None and not self._client.is_connected:
-            await subscription.unsubscribe()
+            with contextlib.suppress(nats.errors.Error):  # it is closed for good, and takes nothing
+                await subscription.unsubscribe()
         elif subscription is not None:
             await self._end_subscription(subscription)
         self._forget_pulls()
@@ -297,6 +354,7 @@ class PullSource:
         if self._stopping:
             return
         await self._subscribe()
+        self._consumer_lost = RECONNECTED
         self._backlog = True
         if self._slots is not None:
             self._slots.changed.set()

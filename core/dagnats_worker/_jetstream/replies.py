@@ -64,6 +64,7 @@ class Replies:
         self._requests: dict[str, Pending] = {}
         self._publish_timeout_s = publish_timeout_s
         self._request_timeout_s = request_timeout_s
+        self._sweep_due = 0.0
         self._sweeper: asyncio.TimerHandle | None = None
         self._subscription: Subscription | None = None
 
@@ -182,7 +183,9 @@ class Replies:
             _reject(pending.future, kind(f"{pending.subject}: {reason}"))
 
     def _sweep(self) -> None:
-        now = self._loop.time()
+        # Where a handler has blocked the loop, answers wait to be read: this looks at how things
+        # were when it was due.
+        now = min(self._loop.time(), self._sweep_due)
         for waiting in (self._publishes, self._requests):
             late = []
             for token, pending in waiting.items():
@@ -192,7 +195,8 @@ class Replies:
             for token in late:
                 pending = waiting.pop(token)
                 self._fail(pending, "the server did not answer in time")
-        self._sweeper = self._loop.call_later(SWEEP_EVERY_S, self._sweep)
+        self._sweep_due = self._loop.time() + SWEEP_EVERY_S
+        self._sweeper = self._loop.call_at(self._sweep_due, self._sweep)
 
 
 def refused_by(

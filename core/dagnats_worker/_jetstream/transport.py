@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 
 import nats.errors
 from nats.aio.client import Client as NatsClient
@@ -18,6 +19,7 @@ from dagnats_worker._jetstream.connection import Connection, check_server, open_
 from dagnats_worker._jetstream.consumers import Consumers
 from dagnats_worker._jetstream.key_value import Bucket
 from dagnats_worker._jetstream.leases import Leases, LoopLeases, ThreadLeases
+from dagnats_worker._jetstream.provision import create_bucket
 from dagnats_worker._jetstream.pull import PullSource
 from dagnats_worker._jetstream.replies import Replies, refused_by
 from dagnats_worker._jetstream.streams import Streams
@@ -115,6 +117,9 @@ class JetStreamTransport:
     def key_value(self, bucket: str) -> Bucket:
         return Bucket(self._replies, self.jetstream, bucket)
 
+    async def create_key_value(self, bucket: str, ttl: timedelta) -> None:
+        await create_bucket(self.jetstream, bucket, ttl)
+
     async def has_stream(self, stream: str) -> bool:
         return await self._streams.exists(stream)
 
@@ -148,7 +153,7 @@ async def connect(
     if isinstance(connection, NatsClient):
         if not connection.is_connected:
             raise ConnectError("the client that was handed over is not connected")
-        opened = Connection(connection, owned=False)
+        opened = Connection(connection, config, owned=False)
         opened.watch_handed_over(HANDED_OVER_LOOK_EVERY_S)
     else:
         opened = await open_connection(config, urls_of(connection, config), name)

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 HELP_WIDTH_MAX = 100
+TRACEBACK_VARIABLE = "DAGNATS_WORKER_TRACEBACK"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from types import ModuleType
 from typing import Any
 
 from dagnats_worker._worker import Worker
-from dagnats_worker.cli._main import TRACEBACK_VARIABLE
-from dagnats_worker.errors import StartError, describe
+from dagnats_worker.cli._group import TRACEBACK_VARIABLE
+from dagnats_worker.errors import DagnatsError, StartError, describe
 
 WORKER_WANTED = "make one with `worker = Worker()`"
 
@@ -60,6 +60,8 @@ def _import(module_name: str) -> ModuleType:
         if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
             raise StartError(_no_module(error.name)) from error
         raise StartError(_does_not_import(module_name, error)) from error
+    except DagnatsError as error:
+        raise StartError(f"{error}{_place(error)}") from error
     except (Exception, SystemExit) as error:  # a user's module can raise anything
         raise StartError(_does_not_import(module_name, error)) from error
 

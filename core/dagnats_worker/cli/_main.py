@@ -9,15 +9,13 @@ from io import TextIOWrapper
 
 import click
 
-from dagnats_worker.cli._group import LazyCommand, LazyGroup
+from dagnats_worker.cli._group import TRACEBACK_VARIABLE, LazyCommand
+from dagnats_worker.cli._plugin_commands import CommandLine
+from dagnats_worker.cli._running import EXIT_INTERRUPTED
 from dagnats_worker.errors import DagnatsError
-
-TRACEBACK_VARIABLE = "DAGNATS_WORKER_TRACEBACK"
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
-EXIT_BROKEN_PIPE = 141
 
 SECTIONS = {
     "Start here": {
@@ -37,11 +35,14 @@ SECTIONS = {
         "setup": LazyCommand(
             "dagnats_worker.cli._setup:setup", "Create the streams and buckets on a server."
         ),
+        "plugins": LazyCommand(
+            "dagnats_worker.cli._plugins:plugins", "Look at plugins, test them, begin a new one."
+        ),
     },
 }
 
 
-@click.group(cls=LazyGroup, commands_by_section=SECTIONS)
+@click.group(cls=CommandLine, commands_by_section=SECTIONS)
 @click.version_option(package_name="dagnats-worker", message="%(prog)s %(version)s")
 def cli() -> None:
     """A durable task worker for NATS JetStream."""
@@ -67,7 +68,7 @@ def run_command_line() -> int:
     except BrokenPipeError:
         # Whoever read our output has gone; the interpreter must not flush into it once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_BROKEN_PIPE
+        return EXIT_FAILED
     except DagnatsError as error:
         if os.environ.get(TRACEBACK_VARIABLE):
             traceback.print_exception(error)

@@ -41,6 +41,14 @@ LEVELS = ("debug", "info", "warning", "error")
     metavar="DIR",
     help="Where that server keeps its streams; without it they go with the server.",
 )
+@click.option(
+    "-o",
+    "options",
+    metavar="NAME.KEY=VALUE",
+    multiple=True,
+    help="A setting of a plugin, or of the worker; can be given again.",
+)
+@click.option("--no-plugins", is_flag=True, help="Load none of the plugins that are installed.")
 @click.option("--max-tasks", type=click.IntRange(min=1), metavar="N", help="Handlers at once.")
 @click.option(
     "--drain-timeout",
@@ -63,6 +71,8 @@ def run(
     *,
     embedded: bool,
     store: Path | None,
+    options: tuple[str, ...],
+    no_plugins: bool,
     max_tasks: int | None,
     drain_timeout: timedelta | None,
     log_level: str | None,
@@ -93,6 +103,8 @@ def run(
                 credentials=Credentials() if server else _given_credentials(connection),
                 max_tasks=max_tasks,
                 drain_timeout=drain_timeout,
+                options=options,
+                no_plugins=no_plugins,
             )
         )
         full_name, worker = load_worker(target)

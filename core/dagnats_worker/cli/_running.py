@@ -10,19 +10,21 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 def run_async(main: Coroutine[Any, Any, T]) -> T:
-    """Run a command's coroutine; SIGTERM ends it as Ctrl-C does, so that it can clean up.
+    """Run a command's coroutine; it is cancelled, and can clean up, on Ctrl-C and on SIGTERM.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C.
-        SystemExit: SIGTERM, with code 143.
+        SystemExit: With code 130 on Ctrl-C and 143 on SIGTERM, and without a word.
     """
     with asyncio.Runner() as runner:
         try:
             return runner.run(_until_terminated(main))
+        except KeyboardInterrupt:
+            raise SystemExit(EXIT_INTERRUPTED) from None
         except asyncio.CancelledError:
             raise SystemExit(EXIT_TERMINATED) from None
 

@@ -60,9 +60,9 @@ class FakeTimer:
 class FakeClock:
     """A clock that stands still until a test moves it.
 
-    Delays of naks, leases, ages of messages and the time limits of running handlers follow it. What
-    a handler does with asyncio or ``time`` itself, and the pauses between two attempts to reach the
-    server, stay real.
+    Delays of naks, leases, what expires in streams and buckets, and the time limits of running
+    handlers follow it. What a handler does with asyncio or ``time`` itself, and what the worker
+    takes for the age of a message, stay real.
 
     Example:
         ```python

@@ -48,6 +48,7 @@ DELIVERIES_MAX = 100
 RUN_ID_BYTES = 8
 
 Handlers = Mapping[str, Callable[..., Any]]
+Verdict = tuple[Settlement, Observation]
 
 
 class WorkerHarness:
@@ -101,8 +102,7 @@ class WorkerHarness:
             self.worker = Worker(self.transport, plugins=[self._observer, *plugins], config=config)
             for task_type, handler in worker_or_handlers.items():
                 self.worker.handle(task_type, handler)
-        self._verdicts: dict[str, asyncio.Queue[tuple[Settlement, Observation]]]
-        self._verdicts = defaultdict(asyncio.Queue)
+        self._verdicts: dict[str, asyncio.Queue[Verdict]] = defaultdict(asyncio.Queue)
         self._chunks: dict[str, list[bytes]] = defaultdict(list)
         self._read_up_to: dict[str, int] = defaultdict(int)
 
@@ -234,12 +234,7 @@ class WorkerHarness:
         return self.client.run(run_id, step_id)
 
     async def settled(self, run_id: str, *, timeout: timedelta = RESULT_WITHIN) -> TaskResult:
-        """Wait for the next verdict on a task of a run.
-
-        Raises:
-            TimeoutError: There is none; the handler still runs, or nothing is delivered.
-            UsageError: The worker has stopped.
-        """
+        """Wait for the next verdict on a task of a run; raises as :meth:`run` does."""
         getting = asyncio.ensure_future(self._verdicts[run_id].get())
         stopped = asyncio.ensure_future(self.worker.wait_stopped())
         try:

@@ -34,12 +34,12 @@ class MemoryBucket:
         self.name = name
 
     async def get(self, key: str) -> Entry | None:
-        subject = self._subject(key)
-        found = self._stream().newest(subject)
-        if not found:
-            return None
-        entry = self._entry(found[0])
-        return None if entry.deleted else entry
+        entry = self._newest(key)
+        return None if entry is None or entry.deleted else entry
+
+    def _newest(self, key: str) -> Entry | None:
+        found = self._stream().newest(self._subject(key))
+        return self._entry(found[0]) if found else None
 
     async def put(
         self,
@@ -58,6 +58,11 @@ class MemoryBucket:
             stored = await (await self._transport.publish(subject, value, sent))
         except PublishError as error:
             if error.code == WRONG_LAST_SEQUENCE:
+                newest = self._newest(key) if expected_revision == 0 else None
+                if newest is not None and newest.deleted:  # the marker has a revision too
+                    return await self.put(
+                        key, value, headers=headers, expected_revision=newest.revision
+                    )
                 text = f"bucket {self.name!r}: {key!r} is not at revision {expected_revision}"
                 raise KeyValueError(text, conflict=True) from error
             raise KeyValueError(f"bucket {self.name!r}: {error}") from error

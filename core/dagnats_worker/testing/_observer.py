@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from dagnats_worker._context import TaskContext
+from dagnats_worker._hook_calls import Member
 from dagnats_worker._outcome import Failed, Outcome
 from dagnats_worker._plugins import Hooks
 from dagnats_worker._protocol import decode_task
@@ -72,5 +73,6 @@ def observed(worker: Worker, transport: Transport, observer: Observer) -> Worker
     copied = copy.copy(worker)
     copied._connection = transport  # noqa: SLF001 - a worker has one connection for life
     copied._running = None  # noqa: SLF001 - a worker is started once; the copy has not been
-    copied._loaded = Hooks([observer, *worker._hooks.plugins])  # noqa: SLF001 - nothing is published of a retry
+    members = [copy.copy(member) for member in worker._hooks.members]  # noqa: SLF001 - each counts its failures
+    copied._loaded = Hooks(members=[Member(observer, required=True), *members])  # noqa: SLF001 - see Observer
     return copied

@@ -146,6 +146,12 @@ class MemoryServer:
         """
         return list(self.streams[stream].messages(subject))
 
+    @property
+    def listeners(self) -> int:
+        """How many plain subscriptions and watches of buckets are open."""
+        told = sum(stream.listening for stream in self.streams.values())
+        return len(self._listeners) + told - len(self.consumers)
+
     def consumers_of(self, stream: str) -> list[Consumer]:
         """The consumers of a stream."""
         return [found for (name, _), found in self.consumers.items() if name == stream]

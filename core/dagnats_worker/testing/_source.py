@@ -37,6 +37,7 @@ class MemorySource:
         self._idle: Pull | None = None
         self._stopping = False
         self._consumer: Consumer | None = None
+        self._doubtful_up_to = 0
         self.name = spec.name
         self.ack_wait = timedelta(0)
 
@@ -84,7 +85,7 @@ class MemorySource:
         for delivery in consumer.take(slots.free()):
             slots.ask(1)
             slots.arrived(asked=True)
-            self._arrived.append(delivery)
+            self._keep(delivery)
         idles = slots.only_idle or not (self._arrived or consumer.has_more)
         if idles and self._idle is None and slots.may_idle():
             slots.ask_idle()
@@ -97,6 +98,7 @@ class MemorySource:
         if self._consumer is None or self._consumer.deleted:
             try:
                 await self.bind()
+                self._doubt()
             except DagnatsError as error:
                 logger.warning("consumer %s: %s; trying again", self.name, error)
                 asyncio.get_running_loop().call_later(RECOVER_WAIT_S, slots.changed.set)
@@ -107,8 +109,16 @@ class MemorySource:
         assert self._slots is not None, "only deliveries() waits for messages"
         self._idle = None
         self._slots.arrived(asked=True, idle=True)
-        self._arrived.append(delivery)
+        self._keep(delivery)
         self.wake()
+
+    def _keep(self, delivery: Delivery) -> None:
+        delivery.doubtful = delivery.sequence <= self._doubtful_up_to
+        self._arrived.append(delivery)
+
+    def _doubt(self) -> None:
+        """What is queued now may have been delivered before, whatever its count says."""
+        self._doubtful_up_to = self._transport.server.streams[self._spec.stream].last_sequence
 
     def _on_ended(self, reason: str) -> None:
         logger.info("pull from %s ended: %s", self.name, reason)
@@ -124,6 +134,11 @@ class MemorySource:
             self._consumer.leave(pull)
         if self._slots is not None:
             self._slots.take_back(1, idle=True)
+
+    def come_back(self) -> None:
+        """The connection is there again."""
+        self._doubt()
+        self.wake()
 
     def wake(self) -> None:
         """Look again at what may be asked for."""

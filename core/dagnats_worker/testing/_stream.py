@@ -101,6 +101,11 @@ class Stream:
         self._listeners.append(callback)
         return lambda: self._listeners.remove(callback)
 
+    @property
+    def listening(self) -> int:
+        """How many are told of what is stored."""
+        return len(self._listeners)
+
     def store(self, subject: str, data: bytes, headers: Mapping[str, str]) -> Stored:
         """Store a message, unless its id was seen within the window.
 
@@ -146,16 +151,21 @@ class Stream:
             del self._by_subject[message.subject]
 
     def _forget_old(self) -> None:
+        """Ids and messages are in the order of arrival, so the look ends at the first young one."""
         now_ns = self._clock.time_ns()
-        for message_id, (_, seen_ns) in list(self._ids.items()):
+        forgotten: list[str] = []
+        for message_id, (_, seen_ns) in self._ids.items():
             if now_ns - seen_ns < self._window_ns:
-                break  # in the order of arrival
+                break
+            forgotten.append(message_id)
+        for message_id in forgotten:
             del self._ids[message_id]
-        if not self._max_age_ns:
-            return
-        for sequence, message in list(self._messages.items()):
+        too_old: list[int] = []
+        for sequence, message in self._messages.items() if self._max_age_ns else ():
             if now_ns - message.timestamp_ns < self._max_age_ns:
                 break
+            too_old.append(sequence)
+        for sequence in too_old:
             self.remove(sequence)
 
     # ------------------------------------------------------------------ reading

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 from dagnats_worker._jetstream.consumers import Consumers
 from dagnats_worker._protocol import history_subject
-from dagnats_worker._transport import ConsumerSpec, Stored, StoredEvent
+from dagnats_worker._transport import ConsumerSpec, Stored, StoredEvent, message_size
 from dagnats_worker.errors import PublishError, TransportError
 from dagnats_worker.testing._consumer_api import answer
 from dagnats_worker.testing._key_value import MemoryBucket
@@ -20,15 +21,15 @@ from dagnats_worker.testing._stream import Stream
 HISTORY = "WORKFLOW_HISTORY"
 MESSAGE_ID = "Nats-Msg-Id"
 ACK_PREFIX = "$JS.ACK."
-HEADER_OVERHEAD = 4  # colon, space, carriage return, line feed
-HEADER_BLOCK_OVERHEAD = 14  # "NATS/1.0", and the empty line at the end
+TOO_LARGE = 10054
+"""Source: nats-server, errors.json."""
 
 
 class MemoryTransport:
     """Connects a ``Worker`` or a ``Client`` to a server that exists in memory only.
 
-    What a worker does with it is what it does with a real server. Who is handed one uses it as it
-    is; a worker closes it when it stops, so give each its own.
+    What a worker does with it is what it does with a real server. A worker closes it when it stops,
+    so give each its own.
 
     Example:
         ```python
@@ -70,7 +71,7 @@ class MemoryTransport:
         for subject, data, headers in unsent:
             self._send_now(subject, data, headers)
         for source in self._sources:
-            source.wake()
+            source.come_back()
 
     def end(self, reason: str = "the server closed the connection for good") -> None:
         """Close the connection for good, from the other side."""
@@ -146,11 +147,7 @@ class MemoryTransport:
         if not self.connected:
             reason = self._end_reason or "the connection was lost before the server answered"
             raise PublishError(f"{subject}: {reason}")
-        size = _size(data, headers)
-        if size > self.max_payload:
-            raise PublishError(
-                f"{subject}: {size} bytes are more than the maximum payload of {self.max_payload}"
-            )
+        self._check_size(subject, data, headers)
         failing = self.server.faults.failing_publish(subject)
         if failing is None:
             return self.server.publish(subject, data, headers)
@@ -161,10 +158,17 @@ class MemoryTransport:
     async def send(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> None:
         if self._end_reason:
             raise TransportError(f"{subject}: {self._end_reason}")
+        self._check_size(subject, data, headers)
         if self._dropped:
             self._unsent.append((subject, data, headers or {}))
         else:
             self._send_now(subject, data, headers or {})
+
+    def _check_size(self, subject: str, data: bytes, headers: Mapping[str, str] | None) -> None:
+        size = message_size(data, headers)
+        if size > self.max_payload:
+            text = f"{size} bytes with headers are more than the server's max_payload"
+            raise PublishError(f"{subject}: {text}, {self.max_payload}", TOO_LARGE)
 
     def _send_now(self, subject: str, data: bytes, headers: dict[str, str]) -> None:
         if subject.startswith(ACK_PREFIX):
@@ -228,6 +232,10 @@ class MemoryTransport:
     def key_value(self, bucket: str) -> MemoryBucket:
         return MemoryBucket(self, bucket)
 
+    async def create_key_value(self, bucket: str, ttl: timedelta) -> None:
+        if self.read(f"KV_{bucket}") is None:
+            self.server.add_bucket(bucket, ttl)
+
     async def has_stream(self, stream: str) -> bool:
         return self.read(stream) is not None
 
@@ -256,14 +264,6 @@ class MemoryTransport:
             raise TransportError(f"{what}: {self._end_reason or 'the connection is lost'}")
         if self.server.faults.read_fails():
             raise TransportError(f"{what}: the server did not answer in time")
-
-
-def _size(data: bytes, headers: Mapping[str, str]) -> int:
-    """What a server counts: the body, and the headers as they are written."""
-    if not headers:
-        return len(data)
-    lines = sum(len(name) + len(value) + HEADER_OVERHEAD for name, value in headers.items())
-    return len(data) + HEADER_BLOCK_OVERHEAD + lines
 
 
 def _resolve(future: asyncio.Future[Stored], stored: Stored) -> None:
