@@ -270,9 +270,7 @@ class Proxy:
             if self.refuse:
                 return
             self.accepted += 1
-            back, upstream = await asyncio.open_connection(
-                self._target.hostname, self._target.port
-            )
+            back, upstream = await asyncio.open_connection(self._target.hostname, self._target.port)
             self._writers.add(upstream)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._relay(reader, upstream))

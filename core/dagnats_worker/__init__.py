@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dagnats_worker._client import Client
 from dagnats_worker._config import Credentials, WorkerConfig
-from dagnats_worker._context import SyncTaskContext, TaskContext
+from dagnats_worker._context import BaseContext, SyncTaskContext, TaskContext
 from dagnats_worker._embedded import EmbeddedServer
 from dagnats_worker._envelope import HTTPEnvelope, TriggerEnvelope
 from dagnats_worker._handlers import Handler, TypedHandler, typed
@@ -35,6 +35,7 @@ from dagnats_worker.errors import (
 from dagnats_worker.hookspecs import Capability, Checkpointable, Plugin, Signaler, hookimpl
 
 __all__ = [
+    "BaseContext",
     "Capability",
     "CapabilityMissingError",
     "Checkpointable",

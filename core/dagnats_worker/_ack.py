@@ -63,6 +63,7 @@ async def settle(transport: Transport, inflight: InFlight, verdict: Verdict) -> 
     if isinstance(verdict, Drop):
         logger.warning("%s dropped: %s", inflight.delivery, verdict.reason)
         return
+    inflight.settled = True
     try:
         if inflight.source.confirm_leases:
             await transport.request(inflight.ack_subject, frame(verdict))

@@ -95,6 +95,7 @@ class Arrivals:
             limit=self._config.history_events_max,
         )
         past = read_past(events, task.step_id)
+        execution.seen_sequence = past.last_sequence
         if past.outcome is not None:
             return await self._already_done(execution, past)
         if past.cancelled:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from dagnats_worker import _json
-from dagnats_worker._config import WorkerConfig, installed_overrides
-from dagnats_worker._load import effective_config, load_hooks
+from dagnats_worker._config import WorkerConfig
+from dagnats_worker._hook_clock import HookClock
+from dagnats_worker._load import Setup, url_of_command_line
 from dagnats_worker._naming import check_token
 from dagnats_worker._open import open_transport
 from dagnats_worker._plugins import Hooks
@@ -23,10 +24,12 @@ from dagnats_worker._protocol import (
     WORKFLOW_CANCELLED,
     Event,
     TaskPayload,
+    decode_task,
     encode_event,
     encode_task,
     go_event_id,
     history_subject,
+    is_one_line,
     is_subject_token,
     queued_id,
     task_subject,
@@ -38,6 +41,7 @@ from dagnats_worker._status import RunStatus, status_from_events, status_from_sn
 from dagnats_worker._transport import Stored, Transport, is_transport, message_size
 from dagnats_worker._workflows import check_definition
 from dagnats_worker.errors import (
+    DecodeError,
     EngineError,
     KeyValueError,
     TransportError,
@@ -78,13 +82,17 @@ class Client:
         plugins: Sequence[Plugin[Any]] | None = None,
         config: WorkerConfig | Path | str | None = None,
     ) -> None:
-        overrides = installed_overrides()
-        self.config = effective_config(config)
-        self._file = None if isinstance(config, WorkerConfig) else config
-        self._connection = connection if is_transport(connection) else overrides.url or connection
-        self._plugins = plugins
+        self._setup = Setup(plugins, config)
+        given = is_transport(connection)
+        self._connection = connection if given else url_of_command_line() or connection
         self._hooks = Hooks()
+        self._hook_clock: HookClock | None = None
         self._transport: Transport | None = None
+
+    @property
+    def config(self) -> WorkerConfig:
+        """How the client is configured; read when it is first needed."""
+        return self._setup.config
 
     async def connect(self) -> None:
         """Connect; ``async with`` does it too.
@@ -93,13 +101,18 @@ class Client:
             ConnectError: No server, or one that is too old.
         """
         if self._transport is None:
-            self._hooks = load_hooks(self._plugins, self.config, self._file)
+            self._hooks = self._setup.load_hooks()
             self._transport = await open_transport(
                 self._connection, self.config, name="dagnats-client", with_leases=False
             )
+            if self._hooks.pre_publish:
+                limit = self.config.hook_timeout
+                self._hook_clock = HookClock(limit, lambda: tuple(self._hooks.callers))
 
     async def close(self) -> None:
         """Send what is still to be sent, and disconnect; a connection handed over stays open."""
+        if self._hook_clock is not None:
+            await self._hook_clock.close()
         transport, self._transport = self._transport, None
         if transport is not None and not is_transport(self._connection):
             if transport.connected:
@@ -163,9 +176,7 @@ class Client:
         check_token("task type", task_type)
         if group is not None:
             check_token("group", group)
-        run_id = run_id or secrets.token_hex(RUN_ID_BYTES)
-        if not is_subject_token(run_id):
-            raise ValueError(f"run_id is a single NATS token, got {run_id!r}")
+        run_id = _checked_run_id(run_id or secrets.token_hex(RUN_ID_BYTES))
         step_id = step_id or task_type
         task = TaskPayload(
             task_id=f"{run_id}.{step_id}",
@@ -174,12 +185,14 @@ class Client:
             input=ABSENT if input is NO_INPUT else msgspec.Raw(_json.encode(input)),
             metadata=dict(metadata or {}),
         )
+        data = encode_task(task)
+        _check_task(data, headers or {})
         run = Run(self, run_id, step_id)
         if stream:
             await run.listen()
         sent = {**(headers or {}), HEADER_MSG_ID: queued_id(run_id, step_id)}
         subject = task_subject(task_type, run_id, group)
-        run.duplicate = (await self._store(subject, encode_task(task), sent)).duplicate
+        run.duplicate = (await self._store(subject, data, sent)).duplicate
         return run
 
     def run(self, run_id: str, step_id: str = "") -> Run:
@@ -187,11 +200,20 @@ class Client:
 
         Args:
             step_id: The step whose end is the end of the run, where no engine manages it.
+
+        Raises:
+            ValueError: Not the id of a run.
         """
-        return Run(self, run_id, step_id)
+        return Run(self, _checked_run_id(run_id), step_id)
 
     async def cancel(self, run_id: str) -> None:
-        """Ask for the cancellation of a run: queued tasks are skipped, running handlers are told."""
+        """Ask for the cancellation of a run: queued tasks are skipped, running handlers are told.
+
+        Raises:
+            ValueError: Not the id of a run.
+            PublishError: The request could not be stored.
+        """
+        run_id = _checked_run_id(run_id)
         event = Event(type=WORKFLOW_CANCELLED, run_id=run_id, timestamp=time_text(time.time_ns()))
         headers = {HEADER_MSG_ID: go_event_id(run_id, "", WORKFLOW_CANCELLED)}
         await self._store(history_subject(run_id), encode_event(event), headers)
@@ -203,12 +225,14 @@ class Client:
             KeyValueError: There is no bucket ``signals``, or the name is not a key.
         """
         value = bytes(data) if isinstance(data, bytes | bytearray) else _json.encode(data)
-        await self.transport.key_value("signals").put(f"{run_id}.{name}", value)
+        key = f"{_checked_run_id(run_id)}.{name}"
+        await self.transport.key_value("signals").put(key, value)
 
     async def status(self, run_id: str) -> RunStatus:
         """The state of a run: the engine's snapshot, or what its history says without an engine."""
         try:
-            entry = await self.transport.key_value("workflow_runs").get(f"run.{run_id}")
+            key = f"run.{_checked_run_id(run_id)}"
+            entry = await self.transport.key_value("workflow_runs").get(key)
         except KeyValueError:
             entry = None
         if entry is not None:
@@ -267,11 +291,11 @@ class Client:
         message = Message(subject, headers)
         if self._hooks.pre_publish:
             await self._hooks.require(self._hooks.pre_publish, ctx=None, message=message)
-        size = message_size(data, message.headers)
-        if size > self.transport.max_payload:
+        size, most = message_size(data, message.headers), self.transport.max_payload
+        if size > most:
             raise UsageError(
-                f"the task has {size} bytes, the server takes at most {self.transport.max_payload}; "
-                "store the input elsewhere and send a reference, or raise max_payload"
+                f"the task has {size} bytes, the server takes at most {most}; store the input "
+                "elsewhere and send a reference, or raise max_payload"
             )
 
         async def attempt() -> Stored:
@@ -279,3 +303,22 @@ class Client:
             return await future
 
         return await retry_nats(attempt, attempts=self.config.publish_attempts)
+
+
+def _checked_run_id(run_id: str) -> str:
+    if not isinstance(run_id, str) or not is_subject_token(run_id):
+        raise ValueError(f"run_id is a single NATS token, got {run_id!r}")
+    return run_id
+
+
+def _check_task(data: bytes, headers: Mapping[str, str]) -> None:
+    """Refuse what every worker would put aside, so that the client does not wait for it."""
+    try:
+        decode_task(data)
+    except DecodeError as error:
+        raise ValueError(f"no worker could read this task: {error}") from error
+    for name, text in headers.items():
+        if not (isinstance(name, str) and isinstance(text, str)):
+            raise TypeError(f"a header is a text with a text, got {name!r}: {text!r}")
+        if not name or ":" in name or not is_one_line(name + text):
+            raise ValueError(f"header {name!r}: {text!r} cannot be sent; both are one line of text")

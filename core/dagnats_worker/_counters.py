@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dagnats_worker._outcome import Completed, Continued, Failed, Outcome, Released
+
 
 @dataclass(slots=True)
 class Counters:
@@ -19,3 +21,15 @@ class Counters:
     skipped_cancelled: int = 0
     rejected: int = 0
     publish_retries: int = 0
+
+    def ended(self, outcome: Outcome) -> None:
+        """Count a task by what was published of it."""
+        match outcome:
+            case Completed() | Continued():
+                self.completed += 1
+            case Failed():
+                self.failed += 1
+            case Released("retry"):
+                self.retried += 1
+            case _:
+                self.released += 1

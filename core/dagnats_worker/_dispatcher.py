@@ -16,11 +16,7 @@ from dagnats_worker._events import Events, SupersededError
 from dagnats_worker._execution import Environment, Execution
 from dagnats_worker._inflight import InFlight
 from dagnats_worker._outcome import (
-    Completed,
-    Continued,
-    Failed,
     Outcome,
-    Released,
     check_outcome,
 )
 from dagnats_worker._plugins import Hooks
@@ -137,7 +133,7 @@ class Dispatcher:
         if self._hooks.on_complete and isinstance(ending.verdict, Ack):
             ctx = execution.context
             await self._hooks.notify(self._hooks.on_complete, ctx=ctx, outcome=outcome)
-        self._count(outcome)
+        self._counters.ended(outcome)
         return ending.verdict
 
     async def _reject(self, inflight: InFlight, error: DecodeError) -> Verdict:
@@ -149,17 +145,6 @@ class Dispatcher:
             logger.error("%s stays in the queue: %s", inflight.delivery, failed)
             return self._redeliver
         return Term(str(error))
-
-    def _count(self, outcome: Outcome) -> None:
-        match outcome:
-            case Completed() | Continued():
-                self._counters.completed += 1
-            case Failed():
-                self._counters.failed += 1
-            case Released("retry"):
-                self._counters.retried += 1
-            case _:
-                self._counters.released += 1
 
 
 def _outcome_of(end: EndTask) -> Outcome:

@@ -23,7 +23,7 @@ ENVELOPE_BYTES_MAX = 4096
 """What an event with the longest ids needs beside its payload and its trace, headers included."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Plan:
     """How a task ends.
 
@@ -84,7 +84,7 @@ async def _plan_failure(execution: Execution, failure: Failed, retry: Retry) -> 
     if failure.failure_type != "non_retriable":
         delay = _next_delay(execution, failure, retry)
         if delay is not None:
-            return Plan(Released("retry", delay), Nak(delay))
+            return Plan(Released("retry", delay, failure.error), Nak(delay))
     final = Failed(failure.error, "non_retriable", exception=failure.exception)
     return Plan(final, ACKED, dead_letter=True)
 

@@ -15,6 +15,7 @@ from dagnats_worker._execution import Execution
 from dagnats_worker._outcome import Completed, Continued, Failed, Outcome, Paused, Released
 from dagnats_worker._plugins import Hooks
 from dagnats_worker._protocol import (
+    ERROR_TEXT_BYTES_MAX,
     HEADER_MSG_ID,
     IN_PROGRESS,
     STEP_COMPLETED,
@@ -23,6 +24,7 @@ from dagnats_worker._protocol import (
     STEP_RELEASED,
     STEP_STARTED,
     Event,
+    clean_text,
     continue_id,
     decode_event,
     encode_event,
@@ -136,6 +138,11 @@ class Events:
         run_id = execution.task.run_id
         # Outcomes of one run break each other's fences, so they do not even try at the same time.
         async with self._fences.setdefault(run_id, asyncio.Lock()):
+            if execution.inflight.lease_may_have_lapsed:
+                # Our start may have been stored late, after what somebody else has done meanwhile.
+                newest = await self._newer(execution, message_id, execution.seen_sequence)
+                if newest is None:
+                    return
             await self._resolve(execution, event, message_id, execution.started_sequence)
 
     async def _resolve(
@@ -221,8 +228,9 @@ class Events:
                 task = execution.task
                 nonce_ns = time.time_ns()
                 return event, continue_id(task.run_id, task.step_id, task.iteration, nonce_ns)
-            case Released(reason, delay):
-                return self._step_event(execution, STEP_RELEASED, released_payload(reason, delay))
+            case Released(reason, delay, error):
+                payload = released_payload(reason, delay, error)
+                return self._step_event(execution, STEP_RELEASED, payload)
             case Paused(_, duration):
                 return self._step_event(
                     execution, STEP_RELEASED, released_payload("pause", duration)
@@ -310,7 +318,10 @@ class Events:
         task = execution.task
         own_start = self._id(execution, STEP_STARTED)
         events = await self._transport.history(
-            task.run_id, after_sequence=seen, limit=self._config.history_events_max
+            task.run_id,
+            since_ns=execution.delivery.timestamp_ns,
+            after_sequence=seen,
+            limit=self._config.history_events_max,
         )
         for stored in events:
             seen = stored.sequence
@@ -318,6 +329,8 @@ class Events:
                 return None
             event = _readable(stored)
             if event is None or event.step_id != task.step_id:
+                continue
+            if stored.sequence == execution.started_sequence:
                 continue
             if stored.message_id == own_start and event.worker_id == self._worker_id:
                 continue
@@ -338,7 +351,12 @@ def _readable(stored: StoredEvent) -> Event | None:
         return None
 
 
-def released_payload(reason: str, delay: timedelta) -> bytes:
+def released_payload(reason: str, delay: timedelta, error: str = "") -> bytes:
     """The payload of our own event type, for us and for people who read a history."""
-    delay_ms = int(delay.total_seconds() * 1000)
-    return msgspec.json.encode({"reason": reason, "delay_ms": delay_ms})
+    payload: dict[str, str | int] = {
+        "reason": reason,
+        "delay_ms": int(delay.total_seconds() * 1000),
+    }
+    if error:
+        payload["error"] = clean_text(error, ERROR_TEXT_BYTES_MAX)
+    return msgspec.json.encode(payload)

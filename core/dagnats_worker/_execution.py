@@ -40,6 +40,7 @@ class Execution:
         attempt: 1 for the first.
         started: ``step.started`` on its way; None before it is sent.
         started_sequence: Sequence of ``step.started`` in the history; 0 before it is known.
+        seen_sequence: Of the newest event of the run that was read before the start; 0 for none.
         outcome: What was recorded, and then what was published.
         handler_duration: Set once the handler has ended.
         is_cancelled: The handler is to stop.
@@ -61,6 +62,7 @@ class Execution:
         "is_cancelled",
         "outcome",
         "provided",
+        "seen_sequence",
         "started",
         "started_sequence",
         "task",
@@ -76,6 +78,7 @@ class Execution:
         self.attempt = task.attempt or self.delivery.deliveries
         self.started: Sending | None = None
         self.started_sequence = 0
+        self.seen_sequence = 0
         self.outcome: Outcome | None = None
         self.handler_duration: timedelta | None = None
         self.is_cancelled = False

@@ -3,29 +3,48 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import re
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dagnats_worker._background import Background
 from dagnats_worker._transport import KeyValue, Transport
 from dagnats_worker.errors import PluginError, UsageError
-from dagnats_worker.hookspecs import Capability, PluginState, Stats, TaskType, WorkerState
+from dagnats_worker.hookspecs import (
+    Capability,
+    KeepAlive,
+    PluginState,
+    Stats,
+    TaskType,
+    WorkerState,
+)
 
 if TYPE_CHECKING:
     from dagnats_worker._context import BaseContext
+    from dagnats_worker._plugins import Hooks
 
 logger = logging.getLogger("dagnats_worker.plugins")
 
 T = TypeVar("T")
+Factory = Callable[["BaseContext"], Any]
 
 STATES: tuple[WorkerState, ...] = ("starting", "running", "draining", "stopped")
-RESTART_WAIT_FIRST_S = 0.5
-RESTART_WAIT_MAX_S = 60.0
 
 _bucket_name = re.compile(r"[-_a-zA-Z0-9]+")
+_wildcard = re.compile(r"(^|\.)(\*|>)(\.|$)|\s")
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Something that ends with the plugin that has made it."""
+
+    owner: str
+    end: Callable[[], None]
 
 
 class Facade:
@@ -39,7 +58,7 @@ class Facade:
         partitions: int,
         max_tasks: int,
         task_types: tuple[TaskType, ...],
-        plugins: Callable[[], tuple[PluginState, ...]],
+        hooks: Hooks,
         transport: Transport,
         stats: Callable[[], Stats],
     ) -> None:
@@ -49,17 +68,19 @@ class Facade:
         self.partitions = partitions
         self.max_tasks = max_tasks
         self.task_types = task_types
-        self._plugins = plugins
         self.stats = stats
-        self.capabilities: dict[Capability[Any], Callable[[BaseContext], Any]] = {}
+        self.capabilities: dict[Capability[Any], Factory] = {}
         self.state: WorkerState = "starting"
+        self.background = Background()
+        self._hooks = hooks
+        self._providers: dict[Capability[Any], str] = {}
+        self._kept_alive: list[_Held] = []
         self._transport = transport
         self._changed = asyncio.Condition()
-        self._background: set[asyncio.Task[None]] = set()
 
     @property
     def plugins(self) -> tuple[PluginState, ...]:
-        return self._plugins()
+        return self._hooks.states
 
     @property
     def max_payload(self) -> int:
@@ -73,6 +94,8 @@ class Facade:
         return jetstream
 
     async def wait_for(self, state: WorkerState) -> None:
+        if state not in STATES:
+            raise ValueError(f"a worker is never {state!r}; its states are {', '.join(STATES)}")
         wanted = STATES.index(state)
         async with self._changed:
             await self._changed.wait_for(lambda: STATES.index(self.state) >= wanted)
@@ -93,39 +116,70 @@ class Facade:
         return self.kv(bucket)
 
     def provide(self, capability: Capability[T], factory: Callable[[BaseContext], T]) -> None:
+        if inspect.iscoroutinefunction(factory):
+            raise UsageError(
+                f"the factory of {capability.name!r} is async; it is called, not awaited"
+            )
+        owner = self._owner()
         if capability in self.capabilities:
-            raise PluginError(f"two plugins provide {capability.name!r}; leave one of them out")
+            first = self._providers[capability]
+            raise PluginError(
+                f"plugins {first!r} and {owner!r} both provide {capability.name!r}; "
+                "leave one of them out"
+            )
         self.capabilities[capability] = factory
+        self._providers[capability] = owner
 
     def spawn(
         self, make: Callable[[], Coroutine[Any, Any, None]], name: str
     ) -> Callable[[], Awaitable[None]]:
-        task = asyncio.create_task(_keep_running(make, name), name=name)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        return self.background.spawn(make, name, self._owner())
 
-        async def end() -> None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+    def keep_alive(self, request: KeepAlive, every: timedelta) -> Callable[[], None]:
+        if every <= timedelta(0):
+            raise ValueError(f"every is longer than zero, got {every!r}")
+        if not request.subject or _wildcard.search(request.subject):
+            raise ValueError(f"a request has one subject, got {request.subject!r}")
+        owner = self._owner()
+        ended = False
 
+        def told(callback: Callable[[Any], None] | None) -> Callable[[Any], None]:
+            def tell(what: Any) -> None:
+                if ended or callback is None:
+                    return
+                try:
+                    callback(what)
+                except Exception:  # a plugin's callback never ends what calls it
+                    logger.exception("plugin %r, keep_alive of %s", owner, request.subject)
+
+            return tell
+
+        guarded = replace(request, answered=told(request.answered), failed=told(request.failed))
+        end_sending = self._transport.leases.keep_alive(guarded, every.total_seconds())
+
+        def end() -> None:
+            nonlocal ended
+            ended = True
+            end_sending()
+
+        self._kept_alive.append(_Held(owner, end))
         return end
 
+    async def forget(self, plugin: str) -> None:
+        """Undo what a plugin has done that could not be started."""
+        for capability in [key for key, owner in self._providers.items() if owner == plugin]:
+            del self.capabilities[capability], self._providers[capability]
+        for held in self._kept_alive:
+            if held.owner == plugin:
+                held.end()
+        await self.background.end(plugin)
+
     async def close(self) -> None:
-        """End what plugins have spawned and not ended themselves."""
-        tasks = list(self._background)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """End what plugins have begun and not ended themselves."""
+        for held in self._kept_alive:
+            held.end()
+        await self.background.close()
 
-
-async def _keep_running(make: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
-    wait_s = RESTART_WAIT_FIRST_S
-    while True:
-        try:
-            await make()
-        except Exception:  # a plugin's background work never ends the worker
-            logger.exception("%s failed; it is started again in %.1f s", name, wait_s)
-        else:
-            return
-        await asyncio.sleep(wait_s)
-        wait_s = min(wait_s * 2, RESTART_WAIT_MAX_S)
+    def _owner(self) -> str:
+        member = self._hooks.calling()
+        return member.name if member is not None else "?"

@@ -66,7 +66,7 @@ class Member:
 
     @property
     def version(self) -> str:
-        """Of its distribution; for a plugin that code hands over, of one called like its package."""
+        """Of its distribution; where code hands it over, of the one called like its package."""
         if self._version is None:
             package = type(self.plugin).__module__.partition(".")[0]
             try:
@@ -110,7 +110,7 @@ class Watched(Protocol):
 
 
 class Caller:
-    """What awaits hooks outside of the task that walks a delivery, as an ``InFlight`` does there."""
+    """What awaits hooks elsewhere than in the walk of a task, which has its ``InFlight``."""
 
     __slots__ = ("__weakref__", "hook", "hook_late", "hook_since", "task")
 
@@ -176,9 +176,7 @@ async def call(implementation: Implementation, watched: Watched, known: Any) -> 
     watched.hook, watched.hook_since = implementation, monotonic()
     try:
         answer = implementation.invoke(known)
-        if implementation.is_async:
-            answer = await answer
-        elif answer is not None and inspect.isawaitable(answer):
+        if implementation.is_async or (answer is not None and inspect.isawaitable(answer)):
             answer = await answer
     except BaseException as error:
         watched.hook, watched.hook_since = outer, outer_since
@@ -193,7 +191,7 @@ async def call(implementation: Implementation, watched: Watched, known: Any) -> 
 
 
 def _reason(error: BaseException, watched: Watched) -> BaseException:
-    """What really happened: the clock, the plugin and the worker may all have cancelled the task."""
+    """What really happened: the clock, the plugin and others may all have cancelled the task."""
     late = _take_back(watched)
     if isinstance(error, Exception | GeneratorExit):
         return error

@@ -38,9 +38,7 @@ class ScopeImplementation(Implementation):
         async def enter(known: Known) -> AsyncScope:
             manager: AsyncScope = invoke(known)
             if not isinstance(manager, AbstractAsyncContextManager):
-                raise TypeError(
-                    f"it returned {manager!r}, which is not an async context manager"
-                )
+                raise TypeError(f"it returned {manager!r}, which is not an async context manager")
             await manager.__aenter__()
             return manager
 

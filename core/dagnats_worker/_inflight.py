@@ -40,9 +40,10 @@ class InFlight:
         timeout_s: How long the handler may run.
         in_handler: An interruption reaches the handler and nothing else.
         waits_for_handler: The handler cannot be interrupted by a cancelled run; its end is awaited.
-        hook: The plugin's hook that is awaited now, ``hook_since`` then; ``hook_late`` when the
-            watchdog has cancelled it.
+        hook: The plugin's hook that is awaited now, since ``hook_since``.
+        hook_late: How often the clock has cancelled it.
         watched: The run is watched for cancellation.
+        settled: The verdict is on its way, so the message may be delivered again at any moment.
         cancelled_task: The interruption has cancelled ``task``.
     """
 
@@ -59,6 +60,7 @@ class InFlight:
         "received_at",
         "renew_until",
         "renewed_at",
+        "settled",
         "source",
         "started_at",
         "task",
@@ -80,12 +82,13 @@ class InFlight:
         self.in_handler = False
         self.waits_for_handler = False
         self.watched = False
+        self.settled = False
         self.cancelled_task = False
         self.ending: Ending | None = None
         self.execution: Execution | None = None
         self.hook: Implementation | None = None
         self.hook_since = 0.0
-        self.hook_late = False
+        self.hook_late = 0
         self.task: asyncio.Task[Any] | None = None
 
     @property
@@ -124,11 +127,15 @@ class Held:
         return len(self._by_message)
 
     def add(self, inflight: InFlight) -> InFlight | None:
-        """Hold a message; where it is held already, return that one and take over its new lease."""
+        """Hold a message; where it is held already, return that one and take over its new lease.
+
+        One that was given back and is only being let go is not in the way of the next delivery.
+        """
         delivery = inflight.delivery
         key = (delivery.stream, delivery.sequence)
-        other = self._by_message.setdefault(key, inflight)
-        if other is inflight:
+        other = self._by_message.get(key)
+        if other is None or other.settled:
+            self._by_message[key] = inflight
             return None
         other.ack_subject = delivery.ack_subject
         other.renewed_at = inflight.renewed_at
@@ -136,4 +143,6 @@ class Held:
 
     def remove(self, inflight: InFlight) -> None:
         delivery = inflight.delivery
-        del self._by_message[delivery.stream, delivery.sequence]
+        key = (delivery.stream, delivery.sequence)
+        if self._by_message.get(key) is inflight:
+            del self._by_message[key]

@@ -77,7 +77,6 @@ class Intake:
         task = self._loop.create_task(self._work(inflight))
         inflight.task = task
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _work(self, inflight: InFlight) -> None:
         entered = False
@@ -112,6 +111,8 @@ class Intake:
             self._waiting.discard(task)
 
     def _let_go(self, inflight: InFlight, *, entered: bool) -> None:
+        if inflight.task is not None:
+            self._tasks.discard(inflight.task)
         self._transport.leases.release(inflight)
         self._held.remove(inflight)
         self._source.settled(inflight.delivery)

@@ -66,10 +66,16 @@ class Paused:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """The task is given back unfinished, and comes again after ``delay``."""
+    """The task is given back unfinished, and comes again after ``delay``.
+
+    Attributes:
+        reason: ``retry``, ``pause``, ``delay``, ``drain``, or a word of a plugin.
+        error: What went wrong, where that is why; for people who read the history.
+    """
 
     reason: str
     delay: timedelta = timedelta(0)
+    error: str = ""
 
 
 Outcome = Completed | Continued | Failed | Paused | Released

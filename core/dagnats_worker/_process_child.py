@@ -188,7 +188,7 @@ def _leave(manager: AbstractContextManager[None], error: BaseException | None) -
             manager.__exit__(None, None, None)
         else:
             manager.__exit__(type(error), error, error.__traceback__)
-    except Exception:
+    except Exception:  # a plugin's end changes nothing about the handler's
         log.exception("a child scope failed at its end; the handler's result stands")
 
 

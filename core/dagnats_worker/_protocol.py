@@ -76,6 +76,7 @@ __all__ = [
     "failure_payload",
     "go_event_id",
     "history_subject",
+    "is_one_line",
     "is_subject_token",
     "nak_frame",
     "next_iteration_id",

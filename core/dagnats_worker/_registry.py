@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,9 +10,11 @@ from typing import Any
 from dagnats_worker._config import TASK_TIMEOUT_DEFAULT
 from dagnats_worker._handlers import HandlerSpec, inspect_handler
 from dagnats_worker._naming import check_token, find_collisions
+from dagnats_worker._plugin_checks import check_task_options, option_types
 from dagnats_worker._retry import Retry
+from dagnats_worker._setting_types import WrongValueError, closest, converted, missing_fields
 from dagnats_worker.errors import StartError, UsageError
-from dagnats_worker.hookspecs import Capability, Plugin, TaskType
+from dagnats_worker.hookspecs import Capability, Plugin, PluginState, TaskType
 
 KNOWN_PLUGIN_OPTIONS = {
     "singleton": "dagnats-worker[singleton]",
@@ -85,18 +85,23 @@ class Registry:
         plugins: Sequence[Plugin[Any]],
         *,
         typed: bool = False,
+        left_out: Sequence[PluginState] = (),
     ) -> Registration:
         """Register a handler.
+
+        Args:
+            left_out: Plugins that are not used, one of which may have understood an option.
 
         Raises:
             TypeError, ValueError: A name or an option that cannot work.
             UsageError: The task type has a handler already, or an option that nobody knows.
+            PluginError: Two plugins declare one option.
         """
         check_token("task type", task_type)
         if task_type in self._by_type:
             other = self._by_type[task_type].handler.name
             raise UsageError(f"task type {task_type!r} is handled by {other} already")
-        plugin_options = _plugin_options(options, plugins)
+        plugin_options = _plugin_options(options, plugins, left_out)
         spec = inspect_handler(
             function,
             executor=options.get("executor"),
@@ -148,38 +153,48 @@ class Registry:
 
 
 def _plugin_options(
-    options: dict[str, Any], plugins: Sequence[Plugin[Any]]
+    options: dict[str, Any], plugins: Sequence[Plugin[Any]], left_out: Sequence[PluginState]
 ) -> dict[type[Any], Any]:
     """Each plugin's own part of the options, as the dataclass that it declared."""
-    found: dict[type[Any], Any] = {}
-    known = set(CORE_OPTIONS)
-    for plugin in plugins:
-        declared = type(plugin).task_options
-        if declared is None:
-            continue
-        names = {field.name for field in dataclasses.fields(declared)}
-        if doubled := names & known:
-            raise UsageError(
-                f"plugin {plugin.name!r} declares the task option {min(doubled)!r}, "
-                "which exists already; leave one of the two plugins out"
-            )
-        known |= names
-        found[type(plugin)] = declared(**{name: options[name] for name in names if name in options})
+    check_task_options(plugins, CORE_OPTIONS)
+    declared = {name: plugin for plugin in plugins for name in option_types(plugin)}
     for name in options:
-        if name not in known:
-            raise UsageError(_unknown_option(name, known))
-    return found
+        if name not in declared and name not in CORE_OPTIONS:
+            raise UsageError(_unknown_option(name, (*CORE_OPTIONS, *declared), left_out))
+    return {
+        type(plugin): _options_of(plugin, options)
+        for plugin in plugins
+        if type(plugin).task_options is not None
+    }
 
 
-def _unknown_option(name: str, known: set[str]) -> str:
-    if name in KNOWN_PLUGIN_OPTIONS:
+def _options_of(plugin: Plugin[Any], options: dict[str, Any]) -> Any:
+    types = option_types(plugin)
+    given = {name: options[name] for name in types if name in options}
+    declared = type(plugin).task_options
+    assert declared is not None, "only those that declare some come here"
+    if lacking := missing_fields(declared, given):
+        raise UsageError(f"plugin {plugin.name!r} needs the task option {lacking[0]!r}")
+    for name, value in given.items():
+        try:
+            given[name] = converted(value, types[name], "code")
+        except WrongValueError as error:
+            raise TypeError(
+                f"task option {name!r} of plugin {plugin.name!r}: {value!r} {error}"
+            ) from error
+    return declared(**given)
+
+
+def _unknown_option(name: str, known: Sequence[str], left_out: Sequence[PluginState]) -> str:
+    idle = [f"{one.name!r} ({one.reason})" for one in left_out]
+    if name in KNOWN_PLUGIN_OPTIONS and name not in {one.name for one in left_out}:
         return (
             f"option {name!r} is understood by a plugin that is not installed or not loaded: "
             f"pip install '{KNOWN_PLUGIN_OPTIONS[name]}'"
         )
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(sorted(known))}"
-    return f"no plugin understands the task option {name!r}; {hint}"
+    hint = closest(name, sorted(known))
+    not_loaded = f"; not loaded: {', '.join(idle)}" if idle else ""
+    return f"no plugin understands the task option {name!r}; {hint}{not_loaded}"
 
 
 def _duration(name: str, value: Any) -> timedelta:

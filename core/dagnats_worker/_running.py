@@ -4,33 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from dagnats_worker._arrival import Arrivals
 from dagnats_worker._cancellation import Cancellations
-from dagnats_worker._child_scopes import child_scopes
+from dagnats_worker._child_scopes import PluginScope, child_scopes
 from dagnats_worker._counters import Counters
-from dagnats_worker._dead_letters import DeadLetters
-from dagnats_worker._dispatcher import Dispatcher
 from dagnats_worker._ending import RUNS_STREAM
 from dagnats_worker._events import Events
-from dagnats_worker._execution import Environment
 from dagnats_worker._executors import Executors
 from dagnats_worker._facade import Facade
+from dagnats_worker._hook_clock import HookClock
 from dagnats_worker._inflight import Ending, Held
 from dagnats_worker._intake import Intake
 from dagnats_worker._plugins import Hooks
-from dagnats_worker._registry import Registration, Registry
-from dagnats_worker._run_handler import HandlerRunner
-from dagnats_worker._slots import Gate, Slots, WorkerSlots
-from dagnats_worker._sources import REQUIRED_STREAMS, STICKY_STREAM, open_sticky, open_tasks
+from dagnats_worker._registry import Registry
+from dagnats_worker._serving import Serving
+from dagnats_worker._slots import WorkerSlots
+from dagnats_worker._sources import REQUIRED_STREAMS
 from dagnats_worker._supervisor import Supervisor
 from dagnats_worker._transport import Source, Transport
+from dagnats_worker._watchdog import Watchdog, code_of
 from dagnats_worker.errors import CapabilityMissingError, StartError
-from dagnats_worker.hookspecs import Stats, TaskType
+from dagnats_worker.hookspecs import Stats
 
 if TYPE_CHECKING:
     from dagnats_worker._worker import Worker
@@ -49,74 +47,126 @@ class RunningWorker:
         self._worker = worker
         self._config = worker.config
         self._registry = registry
+        self._served = [
+            (registration, group)
+            for registration in registry.all
+            for group in (worker.groups or (None,))
+        ]
         self._hooks = hooks
         self._transport = transport
         self._counters = Counters()
         self._held = Held()
         self._slots = WorkerSlots(worker.max_tasks)
         self._cancellations = Cancellations(transport, worker.config)
-        self._events = Events(transport, hooks, worker.config, self._counters, worker.worker_id)
         self._executors = Executors(
             threads_max=worker.max_tasks + worker.config.threads_extra,
             processes_max=worker.config.processes_max,
-            child_scopes=child_scopes(hooks.child_scope),
+            child_scopes=self._child_scopes(),
         )
         self._intakes: list[Intake] = []
         self._supervisor: Supervisor | None = None
+        self._hook_clock: HookClock | None = None
+        self._watchdog: Watchdog | None = None
         self._scopes = AsyncExitStack()
         self._broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._stopping: asyncio.Task[None] | None = None
         self._unbegun: list[Source] = []
         self._forced = asyncio.Event()
         self.drained = True
-        self.facade = Facade(
+        self.facade = self._facade()
+        self._serving = self._serving_all()
+
+    def _facade(self) -> Facade:
+        worker = self._worker
+        return Facade(
             worker_id=worker.worker_id,
             groups=worker.groups,
             partitions=worker.partitions,
             max_tasks=worker.max_tasks,
-            task_types=tuple(
-                registration.for_group(group)
-                for registration in registry.all
-                for group in (worker.groups or (None,))
-            ),
-            plugins=lambda: hooks.states,
-            transport=transport,
+            task_types=tuple(one.for_group(group) for one, group in self._served),
+            hooks=self._hooks,
+            transport=self._transport,
             stats=self.stats,
         )
+
+    def _serving_all(self) -> Serving:
+        worker_id = self._worker.worker_id
+        transport, config, counters = self._transport, self._config, self._counters
+        return Serving(
+            transport=transport,
+            config=config,
+            hooks=self._hooks,
+            facade=self.facade,
+            events=Events(transport, self._hooks, config, counters, worker_id),
+            executors=self._executors,
+            cancellations=self._cancellations,
+            counters=counters,
+            held=self._held,
+            slots=self._slots,
+            on_bug=self._on_bug,
+        )
+
+    def _child_scopes(self) -> Sequence[PluginScope]:
+        if all(one.handler.executor != "process" for one in self._registry.all):
+            return ()
+        return child_scopes(self._hooks.child_scope)
 
     # ------------------------------------------------------------------ start
 
     async def start(self) -> None:
         await self._check_streams()
+        self._watch()
+        await self._enter_worker_scopes()
+        self._check_needs()
+        for registration, group in self._served:
+            self._unbegun.append(await self._serving.open(registration, group))
+        sticky = await self._serving.open_sticky(self._registry.all)
+        for registration, group in self._served:
+            source = self._unbegun.pop(0)
+            own = sticky.get(registration.task_type)
+            self._intakes += self._serving.begin(registration, group, source, own)
+        await self.facade.enter("running")
+
+    def _watch(self) -> None:
+        """Begin to look at everything that is to come."""
+        config = self._config
+        if self._hooks.members:
+            self._hook_clock = HookClock(
+                config.hook_timeout, lambda: (*self._hooks.callers, *self._held)
+            )
+        handlers = {
+            code: one.task_type
+            for one in self._registry.all
+            if (code := code_of(one.handler.function)) is not None
+        }
+        self._watchdog = Watchdog(
+            config.loop_lag_warning,
+            self._held,
+            self._hooks,
+            handlers,
+            self.facade.background.describe,
+        )
         self._supervisor = Supervisor(
             self._transport,
             self._held,
             self._cancellations,
-            self._config,
+            config,
             self._counters,
-            self._hooks,
+            watchdog=self._watchdog,
             worker_id=self._worker.worker_id,
-            shortest_timeout_s=min(
-                registration.timeout.total_seconds() for registration in self._registry.all
-            ),
+            shortest_timeout_s=min(one.timeout.total_seconds() for one in self._registry.all),
         )
-        if self._hooks.worker_scope:
-            scope = self._hooks.scope(self._hooks.worker_scope, removes=True, worker=self.facade)
-            await self._scopes.enter_async_context(scope)
-            self._hooks.drop_left()
-        self._check_needs()
-        served = [
-            (registration, group)
-            for registration in self._registry.all
-            for group in (self._worker.groups or (None,))
-        ]
-        for registration, group in served:
-            self._unbegun.append(await self._open(registration, group))
-        sticky = await self._open_sticky()
-        for registration, group in served:
-            source = self._unbegun.pop(0)
-            self._begin(registration, group, source, sticky.get(registration.task_type))
-        await self.facade.enter("running")
+
+    async def _enter_worker_scopes(self) -> None:
+        hooks = self._hooks
+        if not hooks.worker_scope:
+            return
+        await self._scopes.enter_async_context(
+            hooks.scope(hooks.worker_scope, removes=True, worker=self.facade)
+        )
+        for member in hooks.members:
+            if member.state != "active":
+                await self.facade.forget(member.name)
 
     async def _check_streams(self) -> None:
         for stream in REQUIRED_STREAMS:
@@ -135,96 +185,6 @@ class RunningWorker:
                         f"task type {registration.task_type!r} needs {capability.name!r}, and no "
                         f"plugin provides it: pip install '{capability.install}'"
                     )
-
-    async def _open(self, registration: Registration, group: str | None) -> Source:
-        task = registration.for_group(group)
-        if self._hooks.open_source:
-            source: Source | None = await self._hooks.first(
-                self._hooks.open_source, vital=True, worker=self.facade, task=task
-            )
-            if source is not None:
-                return source
-        return await open_tasks(self._transport, registration, group)
-
-    async def _open_sticky(self) -> dict[str, Source]:
-        """Sticky tasks come to workers without groups and partitions, where the stream exists."""
-        if self._worker.groups or self._worker.partitions:
-            return {}
-        if not await self._transport.has_stream(STICKY_STREAM):
-            return {}
-        return {
-            registration.task_type: await open_sticky(
-                self._transport, registration, self._worker.worker_id
-            )
-            for registration in self._registry.all
-        }
-
-    def _begin(
-        self, registration: Registration, group: str | None, source: Source, sticky: Source | None
-    ) -> None:
-        gate = Gate(registration.concurrency)
-        task = registration.for_group(group)
-        slots = Slots(self._slots, gate)
-        self._intakes.append(self._intake(registration, task, source, slots, reads_history=False))
-        if sticky is not None:
-            # Its stream keeps what was acked, so a task may have been run before.
-            slots = Slots(self._slots, gate, only_idle=True)
-            self._intakes.append(
-                self._intake(registration, task, sticky, slots, reads_history=True)
-            )
-
-    def _intake(
-        self,
-        registration: Registration,
-        task: TaskType,
-        source: Source,
-        slots: Slots,
-        *,
-        reads_history: bool,
-    ) -> Intake:
-        dead_letters = DeadLetters(self._events, registration.task_type)
-        arrivals = Arrivals(
-            self._cancellations,
-            self._events,
-            dead_letters,
-            self._config,
-            self._counters,
-            always_read_history=reads_history,
-        )
-        invoke = self._executors.invoke(registration.handler)
-        dispatcher = Dispatcher(
-            self._environment(task),
-            arrivals=arrivals,
-            runner=HandlerRunner(registration.handler, invoke, self._hooks, self._counters),
-            dead_letters=dead_letters,
-            hooks=self._hooks,
-            retry=registration.retry,
-            config=self._config,
-            counters=self._counters,
-        )
-        return Intake(
-            source,
-            slots,
-            dispatcher,
-            transport=self._transport,
-            held=self._held,
-            cancellations=self._cancellations,
-            counters=self._counters,
-            config=self._config,
-            timeout_s=registration.timeout.total_seconds(),
-            renew=registration.heartbeat,
-            on_bug=self._on_bug,
-        )
-
-    def _environment(self, task: TaskType) -> Environment:
-        return Environment(
-            worker_id=self._worker.worker_id,
-            task_type=task,
-            transport=self._transport,
-            events=self._events,
-            loop=asyncio.get_running_loop(),
-            capabilities=self.facade.capabilities,
-        )
 
     def _on_bug(self, error: BaseException) -> None:
         logger.error("this should not happen; the worker stops", exc_info=error)
@@ -294,16 +254,20 @@ class RunningWorker:
         await self._close()
 
     async def _close(self) -> None:
-        if self._supervisor is not None:
-            await self._supervisor.close()
         await _each("closing", *(intake.close() for intake in self._intakes))
         await _each("stopping", *(source.stop() for source in self._unbegun))
         await _each("closing", *(source.close() for source in self._unbegun))
         await self._scopes.aclose()
         await self.facade.close()
+        if self._hook_clock is not None:
+            await self._hook_clock.close()
         await self._executors.close(CUT_WAIT_S)
+        if self._supervisor is not None:
+            await self._supervisor.close()
         if self._transport.connected:
             await self._transport.flush()
+        if self._watchdog is not None:
+            self._watchdog.close()
         await self._transport.close()
         await self.facade.enter("stopped")
 
@@ -319,7 +283,7 @@ class RunningWorker:
 
     def stats(self) -> Stats:
         counters = self._counters
-        lag_s = self._supervisor.loop_lag_s if self._supervisor is not None else 0.0
+        lag_s = self._supervisor.worst_lag_s() if self._supervisor is not None else 0.0
         return Stats(
             delivered=counters.delivered,
             redelivered=counters.redelivered,

@@ -123,6 +123,11 @@ class Sources:
         ]
         return _build(type(settings), name, given, settings) if given else settings
 
+    def option(self, section: str, key: str) -> str | None:
+        """What the command line says of one setting; None where it says nothing."""
+        said = [one.value for one in self._options if (one.section, one.key) == (section, key)]
+        return said[-1] if said else None
+
     def switch(self, name: str, switch: str) -> bool | None:
         """``enabled`` or ``required`` of a plugin; None where nobody has said."""
         value = None
@@ -144,7 +149,9 @@ class Sources:
         """The plugins that are required, and who says so."""
         written = {_section(name): name for name in self.plugin_names()}
         sections = {one.section for one in (*self._variables(), *self._options)}
-        names = [written.get(section, section) for section in {**written, **dict.fromkeys(sections)}]
+        names = [
+            written.get(section, section) for section in {**written, **dict.fromkeys(sections)}
+        ]
         return {
             name: self.origins(name)["required"]
             for name in names
@@ -248,9 +255,7 @@ def _table(file: Path, name: str, value: Any) -> dict[str, Any]:
 # ---------------------------------------------------------------------- settings of a type
 
 
-def _build(
-    settings_type: type[S], section: str, given: Iterable[Given], base: S | None
-) -> S:
+def _build(settings_type: type[S], section: str, given: Iterable[Given], base: S | None) -> S:
     """Make settings, or change those that are there already."""
     given = list(given)
     try:
@@ -270,8 +275,8 @@ def _build(
 def _lacks(section: str, key: str) -> str:
     table = section if section.partition(".")[0] == WORKER else f"{PLUGINS}.{section}"
     return (
-        f"{section!r} needs the setting {key!r}: give it as -o {section}.{key}=..., in the variable "
-        f"{variable_of(section, key)}, or in [{table}] of {OWN_FILE}"
+        f"{section!r} needs the setting {key!r}: give it as -o {section}.{key}=..., "
+        f"in the variable {variable_of(section, key)}, or in [{table}] of {OWN_FILE}"
     )
 
 

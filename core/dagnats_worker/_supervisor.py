@@ -11,10 +11,9 @@ from dagnats_worker._cancellation import Cancellations
 from dagnats_worker._config import WorkerConfig
 from dagnats_worker._counters import Counters
 from dagnats_worker._ending import RUNS_STREAM
-from dagnats_worker._hook_calls import Watched
 from dagnats_worker._inflight import Ending, Held, InFlight
-from dagnats_worker._plugins import Hooks
 from dagnats_worker._transport import Transport
+from dagnats_worker._watchdog import Watchdog
 from dagnats_worker.errors import KeyValueError, TransportError
 
 logger = logging.getLogger("dagnats_worker.worker")
@@ -25,7 +24,7 @@ TICKS_PER_TIMEOUT = 10
 
 
 class Supervisor:
-    """Looks at everything that runs, ten times a second, so that no task needs a timer of its own."""
+    """Looks at everything that runs, ten times a second, so that no task needs a timer."""
 
     def __init__(
         self,
@@ -34,8 +33,8 @@ class Supervisor:
         cancellations: Cancellations,
         config: WorkerConfig,
         counters: Counters,
-        hooks: Hooks,
         *,
+        watchdog: Watchdog,
         worker_id: str,
         shortest_timeout_s: float,
     ) -> None:
@@ -44,17 +43,21 @@ class Supervisor:
         self._cancellations = cancellations
         self._config = config
         self._counters = counters
-        self._hooks = hooks
-        self._hook_timeout_s = config.hook_timeout.total_seconds()
+        self._watchdog = watchdog
         self._worker_id = worker_id
         self._tick_s = min(TICK_MAX_S, max(TICK_MIN_S, shortest_timeout_s / TICKS_PER_TIMEOUT))
         self._watch_after_s = config.cancel_watch_after.total_seconds()
         self._skips_told = 0
-        self.loop_lag_s = 0.0
+        self._lag_s = 0.0
         self._tasks = [
             asyncio.create_task(self._tick(), name="dagnats-worker clock"),
             asyncio.create_task(self._look_around(), name="dagnats-worker look-out"),
         ]
+
+    def worst_lag_s(self) -> float:
+        """How late the loop was at worst since this was asked last."""
+        lag_s, self._lag_s = self._lag_s, 0.0
+        return lag_s
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -67,13 +70,10 @@ class Supervisor:
             before = time.monotonic()
             await asyncio.sleep(self._tick_s)
             now = time.monotonic()
-            self.loop_lag_s = max(0.0, now - before - self._tick_s)
+            self._lag_s = max(self._lag_s, now - before - self._tick_s)
             leases.loop_is_alive()
-            self._hooks.drop_left()
-            for caller in list(self._hooks.callers):
-                self._watch_hook(caller, now)
+            self._watchdog.loop_is_alive()
             for inflight in self._held:
-                self._watch_hook(inflight, now)
                 if not inflight.in_handler:
                     continue
                 ran_s = now - inflight.started_at
@@ -81,14 +81,6 @@ class Supervisor:
                     inflight.interrupt(Ending.TIMEOUT)
                 elif ran_s > self._watch_after_s and not inflight.watched:
                     await self._watch(inflight)
-
-    def _watch_hook(self, watched: Watched, now: float) -> None:
-        """Cancel a hook that takes too long; its caller knows that it was this and nothing else."""
-        if watched.hook is None or watched.hook_late or watched.task is None:
-            return
-        if now - watched.hook_since > self._hook_timeout_s:
-            watched.hook_late = True
-            watched.task.cancel()
 
     async def _watch(self, inflight: InFlight) -> None:
         try:
@@ -98,7 +90,7 @@ class Supervisor:
             logger.debug("cannot watch %s yet: %s", inflight.delivery, error)
 
     async def _look_around(self) -> None:
-        """What needs the server: cancels that the engine decides itself, and whether there is one."""
+        """What needs the server: cancels by the engine itself, and whether there is one."""
         every_s = self._config.cancel_poll_every.total_seconds()
         check_every_s = self._config.consumer_check_every.total_seconds()
         checked_at = time.monotonic()

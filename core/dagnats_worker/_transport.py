@@ -9,13 +9,14 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
     from dagnats_worker._inflight import InFlight
     from dagnats_worker._slots import Slots
+    from dagnats_worker.hookspecs import KeepAlive
 
 NO_HEADERS: Mapping[str, str] = {}
 HEADER_BYTES = len("NATS/1.0\r\n\r\n")
@@ -128,8 +129,7 @@ class Source(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(NamedTuple):
     """A message that its stream has stored.
 
     Attributes:
@@ -233,6 +233,10 @@ class Leases(Protocol):
 
     def loop_is_alive(self) -> None:
         """Called by the event loop again and again; a silent loop's leases end some time."""
+        ...
+
+    def keep_alive(self, request: KeepAlive, every_s: float) -> Callable[[], None]:
+        """Send a request now and then again and again; returns what ends it."""
         ...
 
     @property

@@ -7,12 +7,13 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dagnats_worker._config import WorkerConfig, installed_overrides
-from dagnats_worker._load import effective_config, load_hooks
+from dagnats_worker._load import Setup, url_of_command_line
 from dagnats_worker._naming import check_token, check_worker_id
 from dagnats_worker._open import open_transport
 from dagnats_worker._plugins import Hooks
@@ -21,7 +22,7 @@ from dagnats_worker._registry import Registry
 from dagnats_worker._running import RunningWorker
 from dagnats_worker._serve import serve
 from dagnats_worker._transport import Transport, is_transport
-from dagnats_worker.errors import StartError, UsageError
+from dagnats_worker.errors import StartError, TransportError, UsageError
 from dagnats_worker.hookspecs import Plugin, Stats, WorkerState
 
 if TYPE_CHECKING:
@@ -83,27 +84,38 @@ class Worker:
             raise ValueError(f"max_tasks is a whole number of at least 1, got {max_tasks!r}")
         if worker_id is not None:
             check_worker_id(worker_id)
-        if isinstance(groups, str):
-            raise TypeError(f"groups is a list of names, got the text {groups!r}")
+        if isinstance(groups, str) or not isinstance(groups, Sequence):
+            raise TypeError(f"groups is a list of names, got {groups!r}")
         for group in groups:
             check_token("group", group)
         self.worker_id = worker_id or new_worker_id()
         self.groups = tuple(groups)
         self.partitions = _checked_partitions(partitions)
         self.max_tasks = max_tasks
-        self.config = effective_config(config)
-        self._file = None if isinstance(config, WorkerConfig) else config
-        self._connection = connection if is_transport(connection) else overrides.url or connection
-        self._plugins = plugins
+        self._setup = Setup(plugins, config)
+        self._connection = _checked_connection(connection)
         self._loaded: Hooks | None = None
-        self._registry = Registry(max_tasks=max_tasks, processes_max=self.config.processes_max)
         self._running: RunningWorker | None = None
+        self._is_starting = False
+
+    @property
+    def config(self) -> WorkerConfig:
+        """How the worker is configured; read when it is first needed."""
+        return self._setup.config
+
+    @config.setter
+    def config(self, config: WorkerConfig) -> None:
+        self._setup.config = config
+
+    @cached_property
+    def _registry(self) -> Registry:
+        return Registry(max_tasks=self.max_tasks, processes_max=self.config.processes_max)
 
     @property
     def _hooks(self) -> Hooks:
         """Selected, imported and configured once, when they are first needed."""
         if self._loaded is None:
-            self._loaded = load_hooks(self._plugins, self.config, self._file)
+            self._loaded = self._setup.load_hooks()
         return self._loaded
 
     # ------------------------------------------------------------------ registering handlers
@@ -162,9 +174,12 @@ class Worker:
     def _register(
         self, task_type: str, handler: Callable[..., Any], options: dict[str, Any], *, typed: bool
     ) -> None:
-        if self._running is not None:
+        if self._running is not None or self._is_starting:
             raise UsageError(f"{task_type!r} is registered too late: the worker runs already")
-        self._registry.add(task_type, handler, options, self._hooks.plugins, typed=typed)
+        hooks = self._hooks
+        self._registry.add(
+            task_type, handler, options, hooks.plugins, typed=typed, left_out=hooks.left_out
+        )
 
     # ------------------------------------------------------------------ running
 
@@ -178,8 +193,15 @@ class Worker:
 
         Source: dagnats worker/worker.go, Start.
         """
-        if self._running is not None:
+        if self._running is not None or self._is_starting:
             raise UsageError("the worker was started already; make another one to start again")
+        self._is_starting = True
+        try:
+            self._running = await self._start()
+        finally:
+            self._is_starting = False
+
+    async def _start(self) -> RunningWorker:
         if not self._registry.all:
             raise StartError("the worker has no handlers; register one with @worker.task(...)")
         if self.partitions and not self._hooks.open_source:
@@ -192,10 +214,13 @@ class Worker:
         running = RunningWorker(self, self._registry, self._hooks, transport)
         try:
             await running.start()
+        except TransportError as error:
+            await running.abort()
+            raise StartError(str(error)) from error
         except BaseException:
             await running.abort()
             raise
-        self._running = running
+        return running
 
     async def _connect(self) -> Transport:
         return await open_transport(self._connection, self.config, name=self.worker_id)
@@ -281,6 +306,19 @@ class Worker:
         if self._running is None:
             raise UsageError("the worker was not started")
         return await self._running.broken()
+
+
+def _checked_connection(
+    connection: str | Sequence[str] | NatsClient | Transport | None,
+) -> str | Sequence[str] | NatsClient | Transport | None:
+    if is_transport(connection):
+        return connection
+    is_client = hasattr(connection, "jetstream")  # nats-py is imported only to connect
+    if not (connection is None or isinstance(connection, str | Sequence) or is_client):
+        raise TypeError(
+            f"connection is a URL, a list of URLs or a connected nats-py client, got {connection!r}"
+        )
+    return url_of_command_line() or connection
 
 
 def _checked_partitions(partitions: int) -> int:

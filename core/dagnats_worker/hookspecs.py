@@ -12,20 +12,27 @@ the handler, so that context variables that a hook sets are seen by the handler.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 import pluggy
 
 from dagnats_worker._settings import configured
 from dagnats_worker._slots import Slots
 from dagnats_worker._transport import Delivery, Entry, KeyValue, Source
+from dagnats_worker._worker_facade import (
+    KeepAlive,
+    PluginState,
+    Stats,
+    TaskType,
+    WorkerFacade,
+    WorkerState,
+)
 
 if TYPE_CHECKING:
-    from dagnats_worker._context import BaseContext, TaskContext
+    from dagnats_worker._context import TaskContext
     from dagnats_worker._outcome import Outcome
 
 __all__ = [
@@ -35,6 +42,7 @@ __all__ = [
     "Checkpointable",
     "Delivery",
     "Entry",
+    "KeepAlive",
     "KeyValue",
     "Message",
     "Plugin",
@@ -56,9 +64,6 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 T = TypeVar("T")
 SettingsT = TypeVar("SettingsT")
-OptionsT = TypeVar("OptionsT")
-
-WorkerState = Literal["starting", "running", "draining", "stopped"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,155 +148,6 @@ class Plugin(Generic[SettingsT]):
         self.settings = cast("SettingsT", settings)
 
 
-@dataclass(frozen=True, slots=True)
-class TaskType:
-    """A registered task type, for one group.
-
-    Attributes:
-        name: The task type, as in the subject.
-        group: The group that this worker serves, or None.
-        concurrency: How many handlers of this type may run at once in this worker.
-        ack_wait: The lease that was asked for; None for what the consumer has.
-        timeout: After this long a handler is given up.
-    """
-
-    name: str
-    group: str | None
-    concurrency: int
-    ack_wait: timedelta | None
-    timeout: timedelta
-    plugin_options: dict[type[Any], Any]
-
-    def options(self, plugin: type[Plugin[Any]]) -> Any:
-        """The task options that this plugin declared, as its ``task_options`` dataclass."""
-        return self.plugin_options[plugin]
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """What the worker has done since it started; every counter only grows.
-
-    Attributes:
-        delivered: Messages that the worker took.
-        redelivered: Those of them that had been delivered before.
-        completed: Steps that ended with ``step.completed`` or ``step.continue``.
-        failed: Steps that ended with ``step.failed``.
-        retried: Tasks that were given back to be tried again.
-        released: Tasks that were given back for another reason.
-        skipped: Tasks that were acked without running: cancelled, or done before.
-        rejected: Messages that could not be decoded.
-        renewals: Leases that were renewed.
-        publish_retries: Events that had to be sent again.
-        slots_in_use: Handlers that run now; not a counter.
-        abandoned: Handler threads that outlived their task and still run; not a counter.
-        loop_lag_s: How late the event loop was, at worst, since it was last looked at; not a counter.
-    """
-
-    delivered: int
-    redelivered: int
-    completed: int
-    failed: int
-    retried: int
-    released: int
-    skipped: int
-    rejected: int
-    renewals: int
-    publish_retries: int
-    slots_in_use: int
-    abandoned: int
-    loop_lag_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class PluginState:
-    """A plugin of a running worker."""
-
-    name: str
-    version: str
-    state: str
-
-
-class WorkerFacade(Protocol):
-    """What a plugin sees of the worker."""
-
-    @property
-    def worker_id(self) -> str: ...
-
-    @property
-    def version(self) -> str:
-        """Version of the core distribution."""
-        ...
-
-    @property
-    def groups(self) -> tuple[str, ...]: ...
-
-    @property
-    def partitions(self) -> int: ...
-
-    @property
-    def max_tasks(self) -> int: ...
-
-    @property
-    def max_payload(self) -> int:
-        """Largest message that the server takes, in bytes; 0 before the connection is there."""
-        ...
-
-    @property
-    def task_types(self) -> tuple[TaskType, ...]: ...
-
-    @property
-    def plugins(self) -> tuple[PluginState, ...]: ...
-
-    @property
-    def state(self) -> WorkerState: ...
-
-    async def wait_for(self, state: WorkerState) -> None:
-        """Return once the worker is in this state, or past it."""
-        ...
-
-    def stats(self) -> Stats: ...
-
-    def spawn(
-        self, make: Callable[[], Coroutine[Any, Any, None]], name: str
-    ) -> Callable[[], Awaitable[None]]:
-        """Run a coroutine function beside the tasks; returns what ends it.
-
-        An error is logged and the function is called again, after a pause that grows to a minute;
-        it never ends the worker. What is still running when the worker stops is cancelled.
-        """
-        ...
-
-    def kv(self, bucket: str) -> KeyValue:
-        """A key-value bucket, also on the in-memory transport."""
-        ...
-
-    async def create_kv(self, bucket: str, *, ttl: timedelta | None = None) -> KeyValue:
-        """The same, created where it does not exist; one that exists is left as it is.
-
-        Args:
-            ttl: After this long without a write a key is gone; None for never.
-
-        Raises:
-            ValueError: Not the name of a bucket.
-            StartError: JetStream has no room for it.
-            TransportError: The server did not answer, or the user may not do this.
-        """
-        ...
-
-    def provide(self, capability: Capability[T], factory: Callable[[BaseContext], T]) -> None:
-        """Let handlers ``ctx.use(capability)``; ``factory`` is called on first use in a task.
-
-        Raises:
-            PluginError: The capability is provided already.
-        """
-        ...
-
-    @property
-    def jetstream(self) -> Any:
-        """nats-py's JetStreamContext; ``UsageError`` on the in-memory transport."""
-        ...
-
-
 @dataclass(slots=True)
 class Message:
     """A message that is about to be sent for a task, or by a client.
@@ -316,8 +172,8 @@ def worker_scope(worker: WorkerFacade) -> AbstractAsyncContextManager[None]:  # 
 
     When: entered once the connection is there, left after the last handler has ended.
     Order: configured order; left in reverse.
-    Errors: on entry a required plugin's error stops the start, an optional plugin is skipped; on exit
-    it is logged.
+    Errors: on entry a required plugin's error stops the start, an optional plugin is skipped; on
+    exit it is logged.
     """
 
 
@@ -363,7 +219,8 @@ async def pre_publish(ctx: TaskContext | None, message: Message) -> None:
 
     When: before each message of a task, and of a client (``ctx`` is None there).
     Order: configured order.
-    Errors: a required plugin's error gives the task back; an optional plugin's is logged.
+    Errors: a required plugin's error gives the task back, and is raised to a handler or a client
+    that sends by itself; an optional plugin's is logged.
     """
 
 
@@ -404,5 +261,6 @@ def child_scope(carrier: dict[str, str]) -> AbstractContextManager[None]:  # typ
     When: in the child, around each handler with ``executor="process"``. ``carrier`` is what plugins
     put into ``ctx.carrier`` in the worker's process.
     Order: configured order; left in reverse.
-    Errors: the handler is not run, and the task fails as if the handler had raised them.
+    Errors: a required plugin's error on entry fails the task as if the handler had raised it; any
+    other is logged.
     """

@@ -1,22 +1,20 @@
 """What a hook may change on the way out of a task, and what its errors do there.
 
 Method: plugins as anybody writes them, in a real worker; what is stored and what becomes of the
-message is compared with what plugins were promised. Fake: the NATS server, which is the in-memory one
-of ``dagnats_worker.testing``.
+message is compared with what plugins were promised. Fake: the NATS server, which is the in-memory
+one of ``dagnats_worker.testing``.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import (
-    asynccontextmanager,
-)
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from plugin_support import (
+from hook_support import (
     BOUND_S,
     DEAD,
     HISTORY,
@@ -35,6 +33,7 @@ from plugin_support import (
     shout,
     types,
 )
+from tenacity import stop_after_attempt, wait_fixed
 
 from dagnats_worker import (
     Client,
@@ -49,19 +48,14 @@ from dagnats_worker import (
     PluginError,
     Released,
     ReleaseTask,
+    Retry,
     RetryAfterError,
     SkipTask,
     TaskContext,
     Worker,
 )
 from dagnats_worker.hookspecs import Message
-from dagnats_worker.testing import (
-    Ack,
-    MemoryServer,
-    MemoryTransport,
-    Nak,
-    WorkerHarness,
-)
+from dagnats_worker.testing import Ack, MemoryServer, MemoryTransport, Nak, WorkerHarness
 
 # ---------------------------------------------------------------- control flow elsewhere
 
@@ -440,7 +434,7 @@ async def test_on_complete_is_not_called_for_a_task_that_is_given_back() -> None
         seen.append(type(outcome).__name__)
 
     worker = Worker(MemoryTransport(), plugins=[plugin_with(on_complete=on_complete)])
-    worker.handle("shout", fails, retry=QUICK)
+    worker.handle("shout", fails, retry=Retry(stop=stop_after_attempt(2), wait=wait_fixed(1)))
     async with WorkerHarness(worker) as harness:
         result = await harness.run("shout")
         assert isinstance(result.verdict, Nak)

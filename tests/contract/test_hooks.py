@@ -11,30 +11,17 @@ import inspect
 import random
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import (
-    asynccontextmanager,
-    contextmanager,
-)
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, get_type_hints
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dagnats_worker import (
-    Outcome,
-    Plugin,
-    PluginError,
-    TaskContext,
-    Worker,
-    hookimpl,
-    hookspecs,
-)
+from dagnats_worker import Outcome, Plugin, PluginError, TaskContext, Worker, hookimpl, hookspecs
 from dagnats_worker._plugins import Hooks
 from dagnats_worker.hookspecs import PROJECT
-from dagnats_worker.testing import (
-    MemoryTransport,
-)
+from dagnats_worker.testing import MemoryTransport
 
 # ------------------------------------------------------------------------- the specifications
 

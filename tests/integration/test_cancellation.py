@@ -1,4 +1,4 @@
-"""A cancelled run stops: its queued tasks are skipped, its running handlers end, nothing is published.
+"""A cancelled run stops: queued tasks are skipped, running handlers end, nothing is published.
 
 Method: a real server; the engine is played by the test, which writes the snapshots and events that
 an engine or a client would write. One test turns the worker's clock back.
@@ -124,7 +124,7 @@ async def test_queued_task_is_executed_when_nobody_can_say_whether_its_run_is_ca
     config = configured(fresh_for=OLD_AT_ONCE.fresh_for, request_timeout=timedelta(seconds=0.5))
     async with (
         EmbeddedServer(config=NO_SNAPSHOTS) as server,
-        connected(server.url, user="engine", password="x") as nc,
+        connected(server.url, user="engine", password="x") as nc,  # noqa: S106 - of this test
     ):
         js = nc.jetstream()
         await provision(js)

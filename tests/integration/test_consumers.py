@@ -1,4 +1,4 @@
-"""The durables that a whole fleet shares: exactly as the Go worker makes them, and left as they are.
+"""The durables that a whole fleet shares: as the Go worker makes them, and left as they are.
 
 Method: a real server; what a worker has made is read back from it and compared with golden vectors
 of the Go worker. Nothing is fake.
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from fleet_support import api, completed, consumer_info, quick_worker, seconds
 from nats.js import JetStreamContext
-from support import eventually, publish_task, unique
+from support import connected, eventually, publish_task, unique
 
 from dagnats_worker import EmbeddedServer, TaskContext
 
@@ -61,8 +61,6 @@ async def read_back(js: JetStreamContext, config: dict[str, Any]) -> dict[str, A
 async def test_durable_is_exactly_the_one_of_the_go_worker(
     nats_server: EmbeddedServer, vector: str, kind: str, groups: list[str], options: dict[str, Any]
 ) -> None:
-    from support import connected
-
     async with connected(nats_server.url) as client:
         js = client.jetstream()
         expected = await read_back(js, golden(vector))

@@ -39,6 +39,7 @@ PROGRAM = """
 import asyncio, logging, sys, time
 from datetime import timedelta
 from pathlib import Path
+import process_handlers
 from dagnats_worker import TaskContext, Worker, WorkerConfig
 
 logging.basicConfig(level=logging.INFO)
@@ -61,6 +62,8 @@ async def handle(ctx: TaskContext) -> str:
 def in_thread(ctx) -> str:
     print("started", ctx.run_id, flush=True)
     time.sleep(600)
+
+worker.handle(kind + "-process", process_handlers.announce_and_hang, executor="process")
 
 @worker.task(kind + "-blocking")
 async def blocking(ctx) -> None:
@@ -229,6 +232,20 @@ async def test_handler_that_cannot_be_stopped_does_not_hold_up_the_exit(
         assert await process.exit_code(20) == 3
 
 
+async def test_process_of_a_handler_ends_with_the_drain(
+    shared_server: EmbeddedServer, js: JetStreamContext, tmp_path: Path
+) -> None:
+    kind, run_id, marker = unique(), unique(), tmp_path / "pids"
+    async with program(shared_server, kind, tmp_path, drain_s=0.3) as process:
+        await publish_task(js, f"{kind}-process", run_id, input=str(marker))
+        await eventually(marker.exists, BOUND_S)
+        process.signal()
+        assert await process.exit_code() == 3
+    pids = [int(pid) for pid in marker.read_text().split()]
+    await eventually(lambda: not any(alive(pid) for pid in pids), BOUND_S)
+    assert await event_types(js, run_id) == ["step.started", "step.released"]
+
+
 @pytest.mark.parametrize("which", ["", "-thread", "-stubborn", "-blocking"])
 async def test_second_signal_forces_the_end(
     shared_server: EmbeddedServer, js: JetStreamContext, tmp_path: Path, which: str
@@ -240,7 +257,7 @@ async def test_second_signal_forces_the_end(
         process.signal()
         if which != "-blocking":
             await stops_pulling(js, kind)
-        process.signal()
+        process.signal(signal.SIGINT)  # another one, because two of a kind may become one
         assert await process.exit_code(20) == 130
 
 
@@ -393,6 +410,47 @@ async def test_start_that_fails_half_way_leaves_nothing(
     await left.nothing()
     await eventually(connections.none, BOUND_S)
     await worker.stop()  # there is nothing to stop
+
+
+@pytest.mark.parametrize("after_turns", [1, 20, 60])
+async def test_start_that_is_given_up_leaves_nothing(
+    watched: tuple[EmbeddedServer, Connections], after_turns: int
+) -> None:
+    server, connections = watched
+    left = Left()
+    worker = quick_worker(server.url)
+    worker.handle(unique(), long_enough_to_be_watched)
+    starting = asyncio.create_task(worker.start())
+    for _ in range(after_turns):
+        await asyncio.sleep(0)
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    await worker.stop()
+    await left.nothing()
+    await eventually(connections.none, BOUND_S)
+
+
+async def test_start_that_is_given_up_while_no_server_is_there_leaves_nothing() -> None:
+    left = Left()
+    worker = quick_worker(f"nats://127.0.0.1:{free_port()}")
+    worker.handle(unique(), long_enough_to_be_watched)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await worker.start()
+    await left.nothing()
+
+
+async def test_worker_is_started_once_however_often_it_is_asked_to(
+    watched: tuple[EmbeddedServer, Connections],
+) -> None:
+    server, connections = watched
+    worker = quick_worker(server.url)
+    worker.handle(unique(), long_enough_to_be_watched)
+    first, second = await asyncio.gather(worker.start(), worker.start(), return_exceptions=True)
+    assert first is None
+    assert isinstance(second, UsageError)
+    assert len(await connections.all()) == 2
+    await worker.stop()
 
 
 async def test_worker_is_stopped_once_however_often_it_is_asked_to(

@@ -21,6 +21,7 @@ from worker_support import (
     LEASE,
     MANAGED,
     QUICK,
+    configured,
     event_types,
     history,
     serving,
@@ -44,7 +45,7 @@ def diary(tmp_path: Path) -> Path:
 # ------------------------------------------------------------------------- zombies
 
 LINGERS = """
-worker = Worker(url, config=configured(go_ids=GO_IDS))
+worker = Worker(url, plugins=[], config=configured(go_ids=GO_IDS))
 
 @worker.task(task_type, ack_wait=LEASE)
 async def handler(ctx: TaskContext) -> str:
@@ -215,7 +216,7 @@ async def test_outcome_whose_answer_is_lost_is_stored_once_even_when_its_id_is_f
             return future
 
         transport.publish = lose_the_first_answer  # type: ignore[method-assign]  # a fault
-        worker = Worker(transport, config=QUICK)
+        worker = Worker(transport, plugins=[], config=QUICK)
         worker.handle(task_type, handler)
         async with worker:
             await publish_task(js, task_type, run_id)

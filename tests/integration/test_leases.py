@@ -1,7 +1,7 @@
 """Leases: who holds a task keeps it for as long as the handler runs, and no longer.
 
-Method: a real server and AckWaits of a second. That a lease never lapsed is read from the server: the
-message was delivered once, although a second worker waits for it. Nothing is fake.
+Method: a real server and AckWaits of a second. That a lease never lapsed is read from the server:
+the message was delivered once, although a second worker waits for it. Nothing is fake.
 """
 
 from __future__ import annotations
@@ -247,7 +247,7 @@ def token_from_a_function(url: str) -> tuple[str, dict[str, Any]]:
 
 
 USER = 'authorization { user: "ann", password: "pass" }'
-TOKEN = 'authorization { token: "sesame" }'
+ONE_TOKEN = 'authorization { token: "sesame" }'
 
 
 @asynccontextmanager
@@ -276,7 +276,7 @@ async def run_one(client: Client, worker: Worker, handler: Callable[..., Any]) -
 
 @pytest.mark.parametrize(
     ("config", "how"),
-    [(USER, in_url), (USER, in_options), (TOKEN, token_in_url), (TOKEN, token_in_options)],
+    [(USER, in_url), (USER, in_options), (ONE_TOKEN, token_in_url), (ONE_TOKEN, token_in_options)],
 )
 async def test_client_that_was_handed_over_is_opened_a_second_time(
     config: str, how: Callable[[str], tuple[str, dict[str, Any]]]
@@ -296,7 +296,7 @@ async def test_client_that_was_handed_over_is_opened_a_second_time(
 async def test_client_that_cannot_be_opened_a_second_time_renews_on_the_loop(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async with handed_over(TOKEN, token_from_a_function) as client:
+    async with handed_over(ONE_TOKEN, token_from_a_function) as client:
         worker = quick_worker(client)
 
         async def wait(ctx: TaskContext) -> None:

@@ -143,7 +143,7 @@ async def test_bad_message_does_not_hold_up_the_good_one_behind_it(
 # ------------------------------------------------------------------------- tasks that kill
 
 CRASHES = """
-worker = Worker(url, config=QUICK)
+worker = Worker(url, plugins=[], config=QUICK)
 
 @worker.task(task_type, ack_wait=timedelta(seconds=0.3))
 {kind} handler(ctx):

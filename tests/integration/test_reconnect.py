@@ -1,7 +1,7 @@
 """Reconnect: after whatever happens to the server or the network, the worker takes tasks again.
 
-Method: a real server that is killed, restarted, frozen and reconfigured, and a TCP proxy in front of
-it that cuts, delays and swallows. That nothing was lost or run to its end twice is read from the
+Method: a real server that is killed, restarted, frozen and reconfigured, and a TCP proxy in front
+of it that cuts, delays and swallows. That nothing was lost or run to its end twice is read from the
 history stream. Nothing is fake.
 """
 
@@ -25,7 +25,6 @@ from fleet_support import (
     api,
     completed,
     consumer_info,
-    event_types,
     history_counts,
     queued,
     quick_worker,
@@ -210,15 +209,18 @@ async def test_stream_that_is_deleted_and_made_again_is_served_again(
         await eventually(lambda: source.ack_wait == seconds(7), BOUND_S)
 
 
-async def test_frozen_server_is_waited_for(nats_server: EmbeddedServer) -> None:
+async def test_frozen_server_is_waited_for(
+    nats_server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
     kind, log = unique(), Log()
     worker = quick_worker(nats_server.url, config={"pull_heartbeat": seconds(0.2)})
     serve(worker, kind, log)
     async with patient(nats_server.url) as js, worker:
         run_id = unique()
         nats_server.pause()
-        # Longer than heartbeats of a pull may be missing, and than a request may take.
-        await asyncio.sleep(3)
+        with caplog.at_level(logging.WARNING):
+            await eventually(lambda: "was not answered; asking again" in caplog.text, BOUND_S)
+            await eventually(lambda: "in time; trying again" in caplog.text, BOUND_S)
         nats_server.resume()
         await back(js)
         await publish_task(js, kind, run_id)

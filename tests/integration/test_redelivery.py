@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from nats.aio.client import Client
 from nats.js import JetStreamContext, api
 from support import connected, eventually, publish_task, unique
 from worker_process import worker_process
@@ -60,13 +61,14 @@ async def test_task_whose_start_cannot_be_stored_is_given_back_until_it_can(
             stream = (await js.stream_info("WORKFLOW_HISTORY")).config
             await js.delete_stream("WORKFLOW_HISTORY")
             await publish_task(js, task_type, run_id)
-            await eventually(lambda: len(acks.verdicts) >= 2)
+            await eventually(lambda: len(acks.verdicts) >= 3)
             await js.add_stream(stream)
             await settled(js, task_type)
         assert set(acks.verdicts[:-1]) == {GIVEN_BACK}
         assert acks.verdicts[-1] == b"+ACK"
         assert await event_types(js, run_id) == COMPLETED_ONCE
-        assert len(runs) == (1 if start == "confirmed" else len(acks.verdicts))
+        # A task that comes again is not run before its start is stored, so that a crash counts.
+        assert runs == ([] if start == "confirmed" else [1]) + [len(acks.verdicts)]
 
 
 @pytest.mark.parametrize("ending", ["completes", "fails"])

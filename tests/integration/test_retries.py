@@ -27,6 +27,7 @@ from tenacity import (
 )
 from worker_support import (
     MANAGED,
+    OtherWorker,
     configured,
     dead_letters,
     event_types,
@@ -94,7 +95,7 @@ async def test_task_is_tried_again_with_the_waits_of_its_policy_until_it_succeed
         "step.completed",
     ]
     assert [event.body["attempt_number"] for event in events] == [1, 1, 2, 2, 3, 3, 4, 4]
-    assert events[1].body["payload"] == {"reason": "retry", "delay_ms": 50}
+    assert events[1].body["payload"] == {"reason": "retry", "delay_ms": 50, "error": "a"}
     assert events[-1].body["payload"] == 4
 
 

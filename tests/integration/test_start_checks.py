@@ -185,7 +185,7 @@ async def test_elastic_group_of_the_task_type_is_refused(
         (["a", "a.b"], [], ["'a'", "'a.b'", "overlap"]),
         (["a", "a.b.c"], [], ["'a'", "'a.b.c'", "overlap"]),
         (["a"], ["g", "g"], ["'a'", "'g'", "twice"]),
-        (["a", "a-b"], ["b", "c-b"], ["'a'", "'a-b'"]),
+        (["a", "a-b"], ["b-c", "c"], ["'a'", "'b-c'", "'a-b'", "'c'", "'workers-a-b-c'"]),
         (["a", "a.g"], ["g"], ["'a'", "'a.g'"]),
         (["größe", "gr____e"], [], ["'größe'", "'gr____e'", "share the durable"]),
     ],
@@ -256,7 +256,7 @@ Make = Callable[[], Any]
         ),
         (lambda: Worker().handle("a", nothing, retry=3), TypeError, ["retry", "3"]),
         (lambda: Worker().handle("a", nothing, heartbeat="no"), TypeError, ["heartbeat", "'no'"]),
-        (lambda: Worker().handle("a", nothing, executor="fork"), ValueError, ["executor", "'fork'"]),
+        (lambda: Worker().handle("a", nothing, executor="fork"), TypeError, ["executor", "'fork'"]),
         (lambda: Worker().handle("a", nothing, needs=["x"]), TypeError, ["needs", "'x'"]),
         (lambda: Worker().handle("a", nothing, concurency=2), UsageError, ["concurency", "concurrency"]),
         (lambda: WorkerConfig(max_deliveries=0), ValueError, ["max_deliveries", "0"]),
@@ -311,6 +311,18 @@ async def test_durable_of_another_task_type_under_our_name_is_refused(
     worker.handle(kind, nothing)
     await refused(worker, f"workers-{kind}", f"task.{dotted}.>", f"task.{kind}.>", "rename")
     assert (await consumer_info(js, kind))["config"]["filter_subject"] == f"task.{dotted}.>"
+
+
+async def test_task_type_named_like_the_group_of_another_is_refused(
+    shared_server: EmbeddedServer,
+) -> None:
+    kind = unique()
+    grouped = quick_worker(shared_server.url, groups=["b"])
+    grouped.handle(kind, nothing)
+    async with grouped:
+        worker = quick_worker(shared_server.url)
+        worker.handle(f"{kind}-b", nothing)
+        await refused(worker, f"workers-{kind}-b", f"task.{kind}.b.>", f"task.{kind}-b.>")
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [("{}", "{}.sub"), ("{}.sub", "{}")])
@@ -375,7 +387,9 @@ async def test_consumer_that_may_be_somebodys_is_left_alone_and_named(
 ) -> None:
     kind = unique()
     name, filter_subject = name.format(kind), filter_subject.format(kind)
-    more = {key: value.format(kind) if isinstance(value, str) else value for key, value in more.items()}
+    more = {
+        key: value.format(kind) if isinstance(value, str) else value for key, value in more.items()
+    }
     await make_consumer(js, name, filter_subject, **more)
     worker = quick_worker(shared_server.url)
     worker.handle(kind, nothing)

@@ -171,7 +171,7 @@ async def test_policy_is_not_asked_about_a_delay_that_the_handler_chose(
 async def test_failure_is_tried_again_and_not_published(transport: FakeTransport) -> None:
     ending = await plan(make_execution(transport), failed(ValueError("no")), RETRY)
     delay = timedelta(seconds=2)
-    assert ending == Plan(Released("retry", delay), Nak(delay))
+    assert ending == Plan(Released("retry", delay, "no"), Nak(delay))
 
 
 @pytest.mark.parametrize(("attempt", "is_last"), [(1, False), (2, False), (3, True), (4, True)])
@@ -203,7 +203,8 @@ async def test_policy_decides_which_failure_is_hopeless(transport: FakeTransport
 async def test_handler_chooses_the_delay(transport: FakeTransport) -> None:
     busy = Failed("busy", "retry_after", timedelta(minutes=7))
     ending = await plan(make_execution(transport), busy, RETRY)
-    assert ending == Plan(Released("retry", timedelta(minutes=7)), Nak(timedelta(minutes=7)))
+    delay = timedelta(minutes=7)
+    assert ending == Plan(Released("retry", delay, "busy"), Nak(delay))
 
 
 async def test_handler_that_chooses_the_delay_has_no_more_attempts_than_others(

@@ -17,6 +17,7 @@ from tenacity import stop_after_attempt
 from dagnats_worker import (
     Capability,
     Plugin,
+    PluginError,
     Retry,
     StartError,
     SyncTaskContext,
@@ -239,12 +240,12 @@ def test_option_of_a_plugin_that_is_not_there_names_what_to_install() -> None:
 
 
 def test_two_plugins_with_one_option_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"'throttle' declares the task option 'rate', which ex"):
+    with pytest.raises(PluginError, match=r"'throttle' declares the task option 'rate', which ex"):
         register(plugins=(LimitPlugin(), ThrottlePlugin()))
 
 
 def test_plugin_cannot_take_an_option_of_the_core() -> None:
-    with pytest.raises(UsageError, match=r"'greedy' declares the task option 'timeout'"):
+    with pytest.raises(PluginError, match=r"'greedy' declares the task option 'timeout'"):
         register(plugins=(GreedyPlugin(),))
 
 

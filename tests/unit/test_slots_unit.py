@@ -112,7 +112,9 @@ async def test_message_on_the_idle_pull_needs_no_reservation_but_counts_once_it_
         assert slots.may_idle()
         slots.ask_idle()
         assert not slots.may_idle(), "one at a time"
-    assert (first.free(), second.free()) == (0, 0), "the idle pull may bring the one there is room for"
+    assert (first.free(), second.free()) == (0, 0), (
+        "the idle pull may bring the one there is room for"
+    )
     first.arrived(asked=True, idle=True)
     second.arrived(asked=True, idle=True)
     assert first.start_now()

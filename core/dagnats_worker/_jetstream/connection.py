@@ -205,7 +205,11 @@ async def open_connection(
     )
     timeout_s = config.connect_timeout.total_seconds()
     first: set[asyncio.Future[Any]] = {opening, refused}
-    await asyncio.wait(first, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    try:
+        await asyncio.wait(first, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:
+        await _give_up(opening, client)
+        raise
     if opening.done() and opening.exception() is None:
         opened.set()
         return connection

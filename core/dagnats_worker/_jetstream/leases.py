@@ -11,7 +11,8 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import nats.errors
 from nats.aio.client import Client as NatsClient
@@ -20,6 +21,8 @@ from dagnats_worker._config import WorkerConfig
 from dagnats_worker._inflight import Ending, InFlight
 from dagnats_worker._jetstream.connection import Connection
 from dagnats_worker._protocol import IN_PROGRESS
+from dagnats_worker.errors import describe
+from dagnats_worker.hookspecs import KeepAlive
 
 logger = logging.getLogger("dagnats_worker.leases")
 
@@ -32,20 +35,31 @@ THREAD_END_MAX_S = 5.0
 Open = Callable[[], Awaitable[Connection]]
 
 
+class KeptAlive:
+    """A request that a plugin wants to be sent again and again."""
+
+    __slots__ = ("due_at", "every_s", "is_asking", "request")
+
+    def __init__(self, request: KeepAlive, every_s: float) -> None:
+        self.request = request
+        self.every_s = every_s
+        self.due_at = 0.0
+        self.is_asking = False
+
+
 class Leases:
     """The leases that are to be kept, and how to renew those that are due."""
 
     def __init__(self, config: WorkerConfig) -> None:
         self._held: dict[int, InFlight] = {}
         self._blocked_max_s = config.loop_blocked_max.total_seconds()
-        self._lag_warning_s = config.loop_lag_warning.total_seconds()
         self._loop = asyncio.get_running_loop()
         self._loop_seen_at = time.monotonic()
-        self._lag_reported = False
         self._tick_s = TICK_MAX_S
         self._woken: asyncio.Event | None = None
         self._keeper: asyncio.AbstractEventLoop | None = None
-        self._confirmations: set[asyncio.Task[None]] = set()
+        self._requests: set[asyncio.Task[None]] = set()
+        self._kept_alive: dict[int, KeptAlive] = {}
         self.renewals = 0
 
     def hold(self, inflight: InFlight) -> None:
@@ -72,25 +86,28 @@ class Leases:
     def loop_is_alive(self) -> None:
         """Called by the event loop, again and again."""
         self._loop_seen_at = time.monotonic()
-        self._lag_reported = False
 
-    def _blocked(self, now: float) -> bool:
-        blocked_s = now - self._loop_seen_at
-        if blocked_s > self._lag_warning_s and not self._lag_reported:
-            self._lag_reported = True
-            logger.warning(
-                "the event loop has been blocked for %.1f s, by a handler that is async but does "
-                "not await; its leases are renewed for at most %.0f s. Make it a plain `def`, and "
-                "it runs in a thread",
-                blocked_s,
-                self._blocked_max_s,
-            )
-        return blocked_s > self._blocked_max_s
+    def keep_alive(self, request: KeepAlive, every_s: float) -> Callable[[], None]:
+        """Send a request now and then again and again; returns what ends it."""
+        kept = KeptAlive(request, every_s)
+        self._kept_alive[id(kept)] = kept
+        self._quicken(every_s)
+        self.wake()
+        return lambda: self._end(kept)
+
+    def _end(self, kept: KeptAlive) -> None:
+        self._kept_alive.pop(id(kept), None)
 
     async def renew_due(self, client: NatsClient) -> None:
         """Renew every lease that has used a third of its time."""
         now = time.monotonic()
-        if self._blocked(now) or not client.is_connected:
+        if now - self._loop_seen_at > self._blocked_max_s:
+            return
+        for kept in list(self._kept_alive.values()):
+            if kept.due_at <= now and not kept.is_asking:
+                kept.due_at = now + kept.every_s
+                self._begin(self._ask_alive(client, kept))
+        if not client.is_connected:
             return
         for inflight in list(self._held.values()):
             every_s = inflight.renew_every_s
@@ -100,14 +117,34 @@ class Leases:
             inflight.renewed_at = now
             self.renewals += 1
             if inflight.source.confirm_leases:
-                self._confirm(client, inflight)
+                self._begin(self._ask(client, inflight))
             else:
                 await client.publish(inflight.ack_subject, IN_PROGRESS)
 
-    def _confirm(self, client: NatsClient, inflight: InFlight) -> None:
-        task = asyncio.create_task(self._ask(client, inflight), name="confirm lease")
-        self._confirmations.add(task)
-        task.add_done_callback(self._confirmations.discard)
+    def _begin(self, asking: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(asking, name="dagnats-worker lease request")
+        self._requests.add(task)
+        task.add_done_callback(self._requests.discard)
+
+    async def _ask_alive(self, client: NatsClient, kept: KeptAlive) -> None:
+        request, kept.is_asking = kept.request, True
+        try:
+            if not client.is_connected:
+                raise ConnectionError("the connection to NATS is lost")
+            answer = await client.request(
+                request.subject, request.data, timeout=kept.every_s, headers=dict(request.headers)
+            )
+        except (nats.errors.Error, TimeoutError, OSError) as error:
+            self._tell(request.failed, f"{request.subject}: {describe(error)}")
+        else:
+            self._tell(request.answered, answer.data)
+        finally:
+            kept.is_asking = False
+
+    def _tell(self, callback: Callable[[Any], None] | None, what: Any) -> None:
+        if callback is not None:
+            with contextlib.suppress(RuntimeError):  # the worker's loop is closed
+                self._loop.call_soon_threadsafe(callback, what)
 
     async def _ask(self, client: NatsClient, inflight: InFlight) -> None:
         """Without an answer within the lease, somebody else may hold the message."""
@@ -146,8 +183,10 @@ class LoopLeases(Leases):
         self._task = asyncio.create_task(self.keep(client, lambda: False), name="leases")
 
     async def close(self) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [self._task, *self._requests]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class ThreadLeases(Leases):
@@ -166,6 +205,14 @@ class ThreadLeases(Leases):
         async with asyncio.timeout(THREAD_START_MAX_S):
             await self._opened
 
+    def _is_opened(self, error: Exception | None) -> None:
+        if self._opened.done():
+            return  # nobody waits any more
+        if error is None:
+            self._opened.set_result(None)
+        else:
+            self._opened.set_exception(error)
+
     def _run(self) -> None:
         asyncio.run(self._renew())
 
@@ -173,9 +220,9 @@ class ThreadLeases(Leases):
         try:
             connection = await self._open_connection()
         except Exception as error:  # noqa: BLE001 - whatever it is, `start` raises it
-            self._loop.call_soon_threadsafe(self._opened.set_exception, error)
+            self._tell(self._is_opened, error)
             return
-        self._loop.call_soon_threadsafe(self._opened.set_result, None)
+        self._tell(self._is_opened, None)
         try:
             await self.keep(connection.client, self._stopped.is_set)
         finally:

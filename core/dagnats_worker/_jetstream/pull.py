@@ -233,15 +233,19 @@ class PullSource:
         self._looked_at = self._loop.time()
         while not self._stopping:
             slots.changed.clear()
-            if self._client.is_connected and self._subscription is not None:
+            if self._may_ask:
                 self._give_up_overdue()
                 if self._consumer_lost:
                     await self._recover()
-                elif self._loop.time() >= self._not_before:
-                    await self._pull(slots)
+            if self._may_ask and not self._consumer_lost and self._loop.time() >= self._not_before:
+                await self._pull(slots)
             alarm = self._loop.call_later(LOOK_EVERY_S, slots.changed.set)
             await slots.changed.wait()
             alarm.cancel()
+
+    @property
+    def _may_ask(self) -> bool:
+        return self._client.is_connected and self._subscription is not None
 
     async def _pull(self, slots: Slots) -> None:
         while len(self._pulls) < PULLS_OPEN_MAX:

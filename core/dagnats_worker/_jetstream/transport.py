@@ -164,7 +164,11 @@ async def connect(
         await opened.close()
         raise
     transport = JetStreamTransport(opened, config, leases)
-    await transport.open()
+    try:
+        await transport.open()
+    except BaseException:
+        await transport.close()
+        raise
     return transport
 
 
@@ -193,10 +197,10 @@ async def _leases(
     leases = ThreadLeases(config, open_second)
     try:
         await leases.start()
-    except (ConnectError, TimeoutError) as error:
-        if opened.owned:
-            raise
+    except BaseException as error:
         await leases.close()
+        if opened.owned or not isinstance(error, ConnectError | TimeoutError):
+            raise
         logger.warning(
             "the client that was handed over cannot be opened a second time (%s); leases are renewed "
             "on the event loop, so a handler that blocks it may lose its task to another worker",

@@ -1,6 +1,6 @@
 """The root of the command line: the core's own commands, and those that installed plugins bring.
 
-What plugins bring is known from the metadata of their distributions, and is imported when it is used.
+What plugins bring is known from the metadata of their distributions, and imported when it is used.
 """
 
 from __future__ import annotations

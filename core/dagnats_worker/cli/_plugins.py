@@ -1,4 +1,4 @@
-"""``dagnats-worker plugins``: the commands for those who use plugins, and for those who write them."""
+"""``dagnats-worker plugins``: commands for those who use plugins, and for those who write them."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import combinations
@@ -13,9 +12,9 @@ import click
 from dagnats_worker import _discovery
 from dagnats_worker._discovery import API_MAJOR, CORE, DISABLE_VARIABLE, Candidate
 from dagnats_worker._registry import Registry
-from dagnats_worker._settings import PREFIX, WORKER, Sources
 from dagnats_worker.cli._group import Command
 from dagnats_worker.cli._plugin_commands import commands_by_name, load_command
+from dagnats_worker.cli._plugins_list import options_option
 from dagnats_worker.cli._plugins_look import Look, Problem, look
 from dagnats_worker.cli._screen import counted, tell
 from dagnats_worker.errors import DagnatsError, UsageError, describe
@@ -25,13 +24,7 @@ EXIT_STOPS = 2
 
 
 @click.command(cls=Command)
-@click.option(
-    "-o",
-    "options",
-    metavar="NAME.KEY=VALUE",
-    multiple=True,
-    help="A setting, as for run; can be given again.",
-)
+@options_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def doctor(options: tuple[str, ...], *, as_json: bool) -> int:
     """Say what is wrong with the plugins, each with what to do about it.
@@ -45,7 +38,7 @@ def doctor(options: tuple[str, ...], *, as_json: bool) -> int:
       2  no worker starts like this
     """
     found = look(options)
-    problems = list(all_problems(found, options))
+    problems = list(all_problems(found))
     code = EXIT_WARNINGS if problems else 0
     if any(problem.stops for problem in problems):
         code = EXIT_STOPS
@@ -71,14 +64,14 @@ def _summary(found: Look, problems: Sequence[Problem], code: int) -> str:
     return f"{counted(len(problems), 'problem')}; {end}"
 
 
-def all_problems(found: Look, options: Sequence[str]) -> Iterator[Problem]:
+def all_problems(found: Look) -> Iterator[Problem]:
     """Everything that is wrong, what stops a worker first."""
     problems = [
         *found.problems,
         *(_of_candidate(one) for one in found.candidates if one.state in _STATES),
         *_task_options(found),
         *_capabilities(found),
-        *_settings_of_nobody(found, options),
+        *_settings_of_nobody(found),
         *_commands(),
     ]
     yield from sorted(problems, key=lambda one: not one.stops)
@@ -114,7 +107,7 @@ def _remedy(candidate: Candidate) -> str:
 def _task_options(found: Look) -> Iterator[Problem]:
     plugins = [one.plugin for one in found.active if one.plugin is not None]
     try:
-        Registry(max_tasks=1, processes_max=1).add("doctor", lambda: None, {}, plugins)
+        Registry(max_tasks=1, processes_max=1).add("doctor", lambda ctx: None, {}, plugins)
     except DagnatsError as error:
         yield Problem("", describe(error), f"use {DISABLE_VARIABLE}", stops=True)
     except (TypeError, ValueError) as error:
@@ -139,31 +132,18 @@ def _capabilities(found: Look) -> Iterator[Problem]:
 # ---------------------------------------------------------------------- what has no effect
 
 
-def _settings_of_nobody(found: Look, options: Sequence[str]) -> Iterator[Problem]:
+def _settings_of_nobody(found: Look) -> Iterator[Problem]:
     names = {one.found.name for one in found.candidates}
-    for name in sorted(found.sources.plugin_names() - names):
-        if not found.sources.switch(name, "required"):
+    required = found.sources.required()
+    for name in found.sources.plugin_names():
+        if name not in names and name not in required:
             what = "the configuration file has settings of it, and it is not installed"
             remedy = f"{_discovery.how_to_install(name)}, or remove its table"
             yield Problem(name, what, remedy, stops=False)
-    sections = {name.replace("-", "_").upper() for name in (*names, WORKER)}
-    for variable in sorted(os.environ):
-        section = variable.removeprefix(PREFIX).partition("__")[0]
-        if variable.startswith(PREFIX) and section not in sections:
-            what = f"the variable {variable} belongs to no plugin that is installed"
-            yield Problem("", what, "correct its name, or unset it", stops=False)
-    for name in sorted(option_sections(options) - names - {WORKER}):
-        what = f"-o {name}. belongs to no plugin that is installed"
-        yield Problem(name, what, _discovery.how_to_install(name), stops=False)
-
-
-def option_sections(options: Sequence[str]) -> set[str]:
-    """The plugins that settings of the command line are for."""
-    try:
-        Sources(options, {}, os.devnull)
-    except DagnatsError:
-        return set()
-    return {option.partition(".")[0] for option in options}
+    for given in found.sources.of_nobody([*names, *required]):
+        what = f"{given.origin} belongs to no plugin that is installed"
+        remedy = "leave it out, or correct its name"
+        yield Problem("", what, remedy, stops=False)
 
 
 # ---------------------------------------------------------------------- commands

@@ -1,9 +1,8 @@
-"""``dagnats-worker plugins list`` and ``show``: what is installed, and what the core makes of it."""
+"""``dagnats-worker plugins list`` and ``show``: what is installed, and what becomes of it."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import os
 import traceback
@@ -13,7 +12,7 @@ from typing import Any
 
 import click
 
-from dagnats_worker._discovery import Candidate, how_to_install
+from dagnats_worker._discovery import Candidate, not_installed
 from dagnats_worker._plugins import Hooks
 from dagnats_worker._setting_text import setting_text
 from dagnats_worker._settings import PLUGIN_SWITCHES
@@ -147,7 +146,7 @@ def show(name: str, options: tuple[str, ...], *, no_import: bool, as_json: bool)
     found = look(options, importing=not no_import)
     candidates = found.find(name)
     if not candidates:
-        raise PluginError(_unknown(name, found))
+        raise PluginError(not_installed(name, [one.found for one in found.candidates]))
     if as_json:
         records = [_detailed(one, found) for one in candidates]
         tell(json.dumps(records[0] if len(records) == 1 else records))
@@ -156,17 +155,6 @@ def show(name: str, options: tuple[str, ...], *, no_import: bool, as_json: bool)
         _tell(candidate, found)
         if candidate.error is not None and os.environ.get(TRACEBACK_VARIABLE):
             traceback.print_exception(candidate.error)
-
-
-def _unknown(name: str, found: Look) -> str:
-    names = [one.found.name for one in found.candidates]
-    close = difflib.get_close_matches(name, names, n=1)
-    if close:
-        hint = f"did you mean {close[0]!r}?"
-    else:
-        there = f"installed are {', '.join(names)}" if names else "no plugin is installed"
-        hint = f"{how_to_install(name)}; {there}"
-    return f"plugin {name!r} is not installed; {hint}"
 
 
 def _detailed(candidate: Candidate, found: Look) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What is installed, and what is wrong with it; never fails, whatever the plugins do.
 
-The worker itself stops at the first thing that is wrong. Here each plugin is looked at by itself, so
-that all of it can be told at once.
+The worker itself stops at the first thing that is wrong. Here each plugin is looked at by itself,
+so that all of it can be told at once.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from dagnats_worker import _discovery
-from dagnats_worker._discovery import Candidate, Found, Selection
+from dagnats_worker._discovery import API_MAJOR, Candidate, Found, Selection
 from dagnats_worker._hook_calls import Member
+from dagnats_worker._importing import load_one
 from dagnats_worker._plugins import Hooks
 from dagnats_worker._settings import Sources
 from dagnats_worker.errors import DagnatsError, describe
@@ -40,7 +41,7 @@ class Look:
     """What was found.
 
     Attributes:
-        candidates: Every plugin that is installed, in the order of their hooks where all is well.
+        candidates: Every plugin that is installed; those in use first, in the order of their hooks.
         problems: What is wrong with all of them together; of one alone, see its ``reason``.
     """
 
@@ -55,8 +56,8 @@ class Look:
 
     def find(self, name: str) -> list[Candidate]:
         """The plugins with this name, or of the distribution with this name."""
-        known = _discovery.resolve(name, [one.found for one in self.candidates])
-        return [one for one in self.candidates if one.found.name in known]
+        names = _discovery.resolve(name, [one.found for one in self.candidates])
+        return [one for one in self.candidates if one.found.name in names]
 
 
 def look(options: Sequence[str] = (), *, importing: bool = True) -> Look:
@@ -66,16 +67,14 @@ def look(options: Sequence[str] = (), *, importing: bool = True) -> Look:
         options: Settings as on the command line of ``run``.
         importing: Import what is selected; without it nothing of any plugin is run.
     """
-    found = Look(*_configuration(options))
-    if isinstance(found.sources, _Broken):
-        found.problems.append(found.sources.problem)
-    found.selection = _known_only(found)
-    for one in _discovery.installed():
-        found.candidates.append(_candidate(one, found))
-    found.candidates.sort(key=lambda one: _place(one.found, found.selection))
+    found = _configured(options)
+    _forget_unknown_names(found)
+    found.candidates = [_candidate(one, found) for one in _discovery.installed()]
+    found.candidates.sort(key=lambda one: _place(one.found, found))
+    _mark_doubles(found)
     found.problems += _missing(found)
     if importing:
-        with _stdout_kept_clean():
+        with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints is not our answer
             for candidate in found.candidates:
                 _try(candidate, found.sources)
         _put_in_order(found)
@@ -85,52 +84,37 @@ def look(options: Sequence[str] = (), *, importing: bool = True) -> Look:
 # ---------------------------------------------------------------------- configuration
 
 
-class _Broken(Sources):
-    """What is left of a configuration that cannot be read."""
-
-    def __init__(self, error: DagnatsError) -> None:
-        super().__init__((), {}, os.devnull)
-        self.problem = Problem("", describe(error), "correct the configuration", stops=True)
-
-
-def _configuration(options: Sequence[str]) -> tuple[Sources, Selection]:
+def _configured(options: Sequence[str]) -> Look:
     selection = Selection.from_environment()
     try:
-        return Sources(options), selection
+        sources = Sources(options)
+        sources.plugin_names()  # reads the file
     except DagnatsError as error:
-        return _Broken(error), selection
+        problem = Problem("", describe(error), "correct the configuration", stops=True)
+        return Look(Sources((), {}, os.devnull), selection, problems=[problem])
+    return Look(sources, selection)
 
 
-def _known_only(found: Look) -> Selection:
-    """The selection without the names that nobody has, and a problem for each of these."""
-    selection = found.selection
-    only, unknown = _resolved(selection.only or ())
+def _forget_unknown_names(found: Look) -> None:
+    """Leave the names that nobody has out of the selection, with a problem for each."""
+    only, unknown = _resolved(found.selection.only or ())
     for name in unknown:
-        found.problems.append(
-            Problem(
-                name,
-                f"named in {_discovery.ONLY_VARIABLE} and not installed",
-                f"{_discovery.how_to_install(name)}, or leave it out of the variable",
-                stops=True,
-            )
-        )
-    disabled, unknown = _resolved(selection.disabled)
+        what = f"named in {_discovery.ONLY_VARIABLE} and not installed"
+        remedy = f"{_discovery.how_to_install(name)}, or leave it out of the variable"
+        found.problems.append(Problem(name, what, remedy, stops=True))
+    disabled, unknown = _resolved(found.selection.disabled)
     for name in unknown:
-        found.problems.append(
-            Problem(
-                name,
-                f"named in {_discovery.DISABLE_VARIABLE} and not installed",
-                "leave it out of the variable",
-                stops=False,
-            )
-        )
-    return replace(selection, only=None if selection.only is None else only, disabled=disabled)
+        what = f"named in {_discovery.DISABLE_VARIABLE} and not installed"
+        found.problems.append(Problem(name, what, "leave it out of the variable", stops=False))
+    if found.selection.only is not None:
+        found.selection = replace(found.selection, only=only)
+    found.selection = replace(found.selection, disabled=disabled)
 
 
 def _resolved(names: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
     known = {name: _discovery.resolve(name, _discovery.installed()) for name in names}
-    resolved = tuple(one for names in known.values() for one in names)
-    return resolved, [name for name, names in known.items() if not names]
+    resolved = tuple(one for several in known.values() for one in several)
+    return resolved, [name for name, several in known.items() if not several]
 
 
 def _missing(found: Look) -> list[Problem]:
@@ -144,21 +128,16 @@ def _missing(found: Look) -> list[Problem]:
     ]
 
 
-def _place(one: Found, selection: Selection) -> int:
-    only = selection.only or ()
-    return only.index(one.name) if one.name in only else len(only)
+def _place(one: Found, found: Look) -> int:
+    order = found.selection.only
+    names = list(found.sources.plugin_names()) if order is None else order
+    return names.index(one.name) if one.name in names else len(names)
 
 
 # ---------------------------------------------------------------------- one plugin
 
 
 def _candidate(one: Found, found: Look) -> Candidate:
-    same = [other for other in _discovery.installed() if other.name == one.name]
-    if len(same) > 1:
-        both = " and ".join(f"{other.distribution} {other.version}" for other in same)
-        candidate = Candidate(one, "failed", required=True)
-        candidate.reason = f"{both} both bring a plugin {one.name!r}"
-        return candidate
     selection = found.selection
     if selection.only is not None:
         selection = replace(selection, only=(one.name,) if one.name in selection.only else ())
@@ -168,35 +147,43 @@ def _candidate(one: Found, found: Look) -> Candidate:
         return Candidate(one, "failed", required=True, reason=describe(error), error=error)
 
 
+def _mark_doubles(found: Look) -> None:
+    """Of two with one name nobody can say which is meant, and no worker starts."""
+    usable = [
+        one
+        for one in found.candidates
+        if one.state == "selected" and one.found.api_major == API_MAJOR
+    ]
+    names = [one.found.name for one in usable]
+    for candidate in usable:
+        name = candidate.found.name
+        if names.count(name) > 1:
+            same = (one.found for one in usable if one.found.name == name)
+            both = " and ".join(f"{other.distribution} {other.version}" for other in same)
+            candidate.state, candidate.required = "failed", True
+            candidate.reason = f"{both} both bring a plugin {name!r}"
+
+
 def _try(candidate: Candidate, sources: Sources) -> None:
-    if candidate.state == "selected":
-        _discovery.load_one(candidate, sources)
-    if candidate.plugin is None:
+    if candidate.state != "selected":
         return
     try:
-        Hooks([candidate.plugin])
+        load_one(candidate, sources)
+        if candidate.plugin is not None:
+            Hooks([candidate.plugin])
     except DagnatsError as error:
         candidate.state, candidate.reason, candidate.error = "failed", describe(error), error
 
 
 def _put_in_order(found: Look) -> None:
-    """Hooks are called in this order; two plugins that exclude each other are a problem."""
+    """Hooks are called in this order; wishes that contradict each other are a problem."""
     active = found.active
     members = [Member(one.plugin, required=True) for one in active if one.plugin is not None]
     try:
         names = [member.name for member in Hooks(members=members).members]
     except DagnatsError as error:
-        found.problems.append(
-            Problem("", describe(error), "leave one of them out, or change its wishes", stops=True)
-        )
+        remedy = "leave one of them out, or ask its author"
+        found.problems.append(Problem("", describe(error), remedy, stops=True))
         return
     active.sort(key=lambda one: names.index(one.found.name))
-    others = [one for one in found.candidates if one.state != "active"]
-    found.candidates = active + others
-
-
-@contextlib.contextmanager
-def _stdout_kept_clean() -> Iterator[None]:
-    """What a plugin prints while it is imported is not part of our answer."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
+    found.candidates = active + [one for one in found.candidates if one.state != "active"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dagnats_worker._ack import Ack, Nak, Term
 from dagnats_worker.testing._clock import FakeClock
 from dagnats_worker.testing._consumer import Settlement
+from dagnats_worker.testing._contract import PluginContract
 from dagnats_worker.testing._faults import Faults
 from dagnats_worker.testing._harness import WorkerHarness
 from dagnats_worker.testing._result import TaskResult
@@ -19,6 +20,7 @@ __all__ = [
     "MemoryServer",
     "MemoryTransport",
     "Nak",
+    "PluginContract",
     "Settlement",
     "StoredMessage",
     "TaskResult",

@@ -31,16 +31,12 @@ class Ground(Protocol):
         """Where that can be asked for; elsewhere it happens at the end of the lease."""
         ...
 
-    def listeners(self) -> int:
-        """Subscriptions and watches that are open."""
-        ...
-
 
 class MemoryGround:
     """The in-memory server."""
 
-    def __init__(self) -> None:
-        self._server = MemoryServer()
+    def __init__(self, server: MemoryServer) -> None:
+        self._server = server
 
     async def connect(self) -> Transport:
         return MemoryTransport(self._server)
@@ -50,9 +46,6 @@ class MemoryGround:
 
     def deliver_unacked_again(self) -> None:
         self._server.faults.redeliver()
-
-    def listeners(self) -> int:
-        return self._server.listeners
 
 
 class ServerGround:
@@ -83,9 +76,6 @@ class ServerGround:
     def deliver_unacked_again(self) -> None:
         pass
 
-    def listeners(self) -> int:
-        return 0  # they go with the connection, which the worker closes
-
 
 def ground(config: WorkerConfig, *, real: bool) -> AbstractAsyncContextManager[Ground]:
     """A server of its own, gone at the end of the block."""
@@ -94,7 +84,9 @@ def ground(config: WorkerConfig, *, real: bool) -> AbstractAsyncContextManager[G
 
 @asynccontextmanager
 async def _in_memory() -> AsyncIterator[Ground]:
-    yield MemoryGround()
+    server = MemoryServer()
+    yield MemoryGround(server)
+    assert not server.listeners, "a subscription or a watch of a bucket was left open"
 
 
 @asynccontextmanager

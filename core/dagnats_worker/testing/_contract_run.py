@@ -19,7 +19,7 @@ from dagnats_worker._protocol import task_subject
 from dagnats_worker._run import Run
 from dagnats_worker._transport import Transport
 from dagnats_worker._worker import Worker
-from dagnats_worker.hookspecs import Plugin
+from dagnats_worker.hookspecs import Capability, Plugin
 from dagnats_worker.testing._contract_ground import Ground, until
 from dagnats_worker.testing._probe import Probe
 
@@ -31,6 +31,8 @@ TASK_TYPE = "contract"
 OUTCOMES = ("step.completed", "step.failed", "step.continue")
 CONFIG = WorkerConfig(
     redeliver_after=timedelta(milliseconds=100),
+    publish_timeout=timedelta(seconds=1),
+    publish_attempts=2,
     drain_timeout=timedelta(seconds=5),
     cancel_watch_after=timedelta(milliseconds=50),
     cancel_poll_every=timedelta(milliseconds=100),
@@ -62,6 +64,13 @@ class Serving:
     case: Case
     logged: list[str] = field(default_factory=list)
 
+    @property
+    def provided(self) -> set[Capability[Any]]:
+        """The capabilities that the plugin provides."""
+        running = self.worker._running  # noqa: SLF001 - nobody but the core asks for them
+        assert running is not None, "it was started"
+        return set(running.facade.capabilities)
+
     async def submit(self) -> Run:
         """Put one task into the queue."""
         return await self.client.submit(
@@ -84,6 +93,13 @@ class Serving:
                 raise AssertionError(await self._stuck(run))
             meanwhile()
             await asyncio.sleep(0.01)
+
+    async def begun(self, run: Run) -> None:
+        """Wait until the start of a task is stored."""
+        async with asyncio.timeout(WITHIN_S):
+            async for event in run.events():
+                if event.type == "step.started":
+                    return
 
     async def _stuck(self, run: Run) -> str:
         seen = ", ".join([event.type async for event in run.events(follow=False)])
@@ -119,7 +135,7 @@ async def serving(
     ground: Ground, case: Case, handler: Handler, plugin: Plugin[Any] | None = None, **options: Any
 ) -> AsyncIterator[Serving]:
     """A worker with one plugin, stopped at the end; nothing may be left behind by then."""
-    left, listeners = Leftovers(), ground.listeners()
+    left = Leftovers()
     probe = Probe(plugin or case.make())
     transport = await ground.connect()
     worker = Worker(transport, plugins=[probe.plugin], config=CONFIG)
@@ -137,7 +153,6 @@ async def serving(
             await client.close()
             await client_transport.close()
     await left.nothing()
-    assert ground.listeners() == listeners, "a subscription or a watch was left open"
 
 
 class Leftovers:

@@ -8,13 +8,13 @@ import os
 import tempfile
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from dagnats_worker._setting_text import setting_text
-from dagnats_worker._settings import PLUGINS, PREFIX, Sources
+from dagnats_worker._settings import PLUGINS, Sources, variable_of
 
 SAMPLES: dict[type[Any], Any] = {
     bool: True,
@@ -49,30 +49,30 @@ def _sample(hint: Any) -> Any:
     return SAMPLES.get(hint)
 
 
-def read_as_option(name: str, settings: Any, key: str, value: Any) -> Any:
-    """The setting after it was given on the command line."""
-    sources = Sources([f"{name}.{key}={setting_text(value)}"], {}, os.devnull)
-    return _read(sources, name, settings, key)
+def read_as_option(name: str, settings_type: type[Any], values: Mapping[str, Any]) -> Any:
+    """The settings after they were given on the command line."""
+    options = [f"{name}.{key}={setting_text(value)}" for key, value in values.items()]
+    return Sources(options, {}, os.devnull).plugin(name, settings_type)
 
 
-def read_as_variable(name: str, settings: Any, key: str, value: Any) -> Any:
-    """The setting after it was given in the environment."""
-    variable = f"{PREFIX}{name.replace('-', '_')}__{key.replace('.', '__')}".upper()
-    sources = Sources((), {variable: setting_text(value)}, os.devnull)
-    return _read(sources, name, settings, key)
+def read_as_variable(name: str, settings_type: type[Any], values: Mapping[str, Any]) -> Any:
+    """The settings after they were given in the environment."""
+    variables = {variable_of(name, key): setting_text(value) for key, value in values.items()}
+    return Sources((), variables, os.devnull).plugin(name, settings_type)
 
 
-def read_as_toml(name: str, settings: Any, key: str, value: Any) -> Any:
-    """The setting after it was given in a file."""
+def read_as_toml(name: str, settings_type: type[Any], values: Mapping[str, Any]) -> Any:
+    """The settings after they were given in a file."""
+    lines = [f"{key} = {_toml(value)}" for key, value in values.items()]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "dagnats-worker.toml")
-        table, _, last = f"{PLUGINS}.{name}.{key}".rpartition(".")
-        file.write_text(f"[{table}]\n{last} = {_toml(value)}\n")
-        return _read(Sources((), {}, file), name, settings, key)
+        file.write_text("\n".join((f"[{PLUGINS}.{name}]", *lines)))
+        return Sources((), {}, file).plugin(name, settings_type)
 
 
-def _read(sources: Sources, name: str, settings: Any, key: str) -> Any:
-    value: Any = sources.stronger(name, settings)
+def field_of(settings: Any, key: str) -> Any:
+    """One setting by its name."""
+    value = settings
     for part in key.split("."):
         value = getattr(value, part)
     return value

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from dagnats_worker._inflight import Ending, InFlight
 from dagnats_worker._protocol import IN_PROGRESS
+from dagnats_worker.hookspecs import KeepAlive
 from dagnats_worker.testing._clock import Clock, FakeClock, Timer
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ class MemoryLeases:
         self._clock = clock
         self._held: dict[int, tuple[InFlight, int]] = {}
         self._timers: dict[int, Timer] = {}
+        self._kept_alive: dict[object, Timer] = {}
         self._end_listening: Callable[[], None] | None = None
         if isinstance(clock, FakeClock):
             self._end_listening = clock.listen(self._age)
@@ -45,10 +48,44 @@ class MemoryLeases:
     def loop_is_alive(self) -> None:
         pass
 
+    def keep_alive(self, request: KeepAlive, every_s: float) -> Callable[[], None]:
+        """Send a request now and then by the clock; returns what ends it."""
+        key = object()
+
+        def send() -> None:
+            if key not in self._kept_alive:
+                return
+            self._kept_alive[key] = self._clock.call_later(timedelta(seconds=every_s), send)
+            self._send(request)
+
+        self._kept_alive[key] = self._clock.call_later(timedelta(0), send)
+        asyncio.get_running_loop().call_soon(send)
+
+        def end() -> None:
+            timer = self._kept_alive.pop(key, None)
+            if timer is not None:
+                timer.cancel()
+
+        return end
+
+    def _send(self, request: KeepAlive) -> None:
+        if self._transport.server.faults.frozen:
+            return
+        answer = None
+        if self._transport.connected:
+            answer = self._transport.ask(request.subject, request.data, request.headers)
+        if answer is None and request.failed is not None:
+            request.failed(f"{request.subject}: nobody answers there")
+        elif answer is not None and request.answered is not None:
+            request.answered(answer)
+
     def close(self) -> None:
         """Renew nothing any more."""
         for inflight, _ in list(self._held.values()):
             self.release(inflight)
+        for timer in self._kept_alive.values():
+            timer.cancel()
+        self._kept_alive.clear()
         if self._end_listening is not None:
             self._end_listening()
             self._end_listening = None

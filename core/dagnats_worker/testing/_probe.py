@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from dagnats_worker._hook_calls import CONTROL_FLOW
-from dagnats_worker._plugins import HOOKS, SCOPES
+from dagnats_worker._plugin_checks import HOOKS, SCOPES
 from dagnats_worker.hookspecs import PROJECT, Plugin
 
 OTHER_PROCESS = "child_scope"
@@ -179,9 +179,7 @@ class Stepwise:
 
 def implemented(plugin_type: type[Plugin[Any]]) -> list[str]:
     """The hooks that a plugin implements."""
-    return [
-        hook for hook in HOOKS if hasattr(getattr(plugin_type, hook, None), f"{PROJECT}_impl")
-    ]
+    return [hook for hook in HOOKS if hasattr(getattr(plugin_type, hook, None), f"{PROJECT}_impl")]
 
 
 def parts_of(hook: str) -> list[str]:

@@ -177,6 +177,10 @@ class MemoryServer:
             raise PublishError(f"{subject}: {text}")
         return stream.store(subject, data, headers)
 
+    def takes(self, subject: str) -> bool:
+        """Whether a stream takes this subject."""
+        return any(stream.takes(subject) for stream in self.streams.values())
+
     def send(self, subject: str, data: bytes, headers: Mapping[str, str] | None = None) -> None:
         """Pass a message to who listens, and say nothing of whether it was stored."""
         with contextlib.suppress(PublishError):

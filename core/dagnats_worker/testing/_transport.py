@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
+from dagnats_worker import _json
 from dagnats_worker._jetstream.consumers import Consumers
 from dagnats_worker._protocol import history_subject
 from dagnats_worker._transport import ConsumerSpec, Stored, StoredEvent, message_size
@@ -183,11 +184,24 @@ class MemoryTransport:
             raise TransportError(f"{subject}: nobody answers there")
         return answered
 
-    def ask(self, subject: str, data: bytes) -> bytes | None:
+    def ask(
+        self, subject: str, data: bytes, headers: Mapping[str, str] | None = None
+    ) -> bytes | None:
         """The answer to a request; None where nobody answers."""
         if subject.startswith(ACK_PREFIX):
             return b"" if self.server.acknowledge(subject, data) else None
-        return self.server.ask(subject, data)
+        answered = self.server.ask(subject, data)
+        if answered is None and self.server.takes(subject):
+            return self._stored(subject, data, headers or {})
+        return answered
+
+    def _stored(self, subject: str, data: bytes, headers: Mapping[str, str]) -> bytes:
+        """A stream answers a request as it does any other publish."""
+        try:
+            stored = self._publish(subject, data, dict(headers))
+        except PublishError as error:
+            return _json.encode({"error": {"err_code": error.code, "description": str(error)}})
+        return _json.encode({"seq": stored.sequence, "duplicate": stored.duplicate})
 
     async def subscribe(
         self, subject: str, callback: Callable[[str, bytes, Mapping[str, str]], None]

@@ -26,32 +26,45 @@ async def wait_for_pickup(hours: float) -> None:
     await asyncio.sleep(hours * 3600)
 
 
+async def submit_and_wait(client: Client) -> None:
+    run = await client.submit("pack", 3, run_id=ORDER, metadata={"customer": "Ada"})
+    print(await run.result(timeout=PATIENCE))
+    again = await client.submit("pack", 3, run_id=ORDER)
+    print(f"submitted before: {again.duplicate}")
+
+
+async def look_back(client: Client) -> None:
+    async for event in client.run(ORDER, "pack").events():
+        print(f"{event.type}: {event.payload}")
+    status = await client.status(ORDER)
+    print(f"{status.status}, {status.steps['pack'].attempts} attempt")
+
+
+async def read_stream(client: Client) -> None:
+    run = await client.submit("pack", 2, stream=True)
+    async for chunk in run.stream():
+        print(f"chunk: {chunk.decode()}")
+
+
+async def cancel(client: Client) -> None:
+    run = await client.submit("wait-for-pickup", 24)
+    try:
+        await run.result(timeout=timedelta(seconds=0.2))
+    except TimeoutError:
+        print("still waiting; the run goes on")
+    await run.cancel()
+    try:
+        await run.result(timeout=PATIENCE)
+    except RunCancelledError:
+        print("cancelled")
+
+
 async def main() -> None:
     async with worker, Client() as client:
-        run = await client.submit("pack", 3, run_id=ORDER, metadata={"customer": "Ada"})
-        print(await run.result(timeout=PATIENCE))
-        again = await client.submit("pack", 3, run_id=ORDER)
-        print(f"submitted before: {again.duplicate}")
-
-        async for event in client.run(ORDER, "pack").events():
-            print(f"{event.type}: {event.payload}")
-        status = await client.status(ORDER)
-        print(f"{status.status}, {status.steps['pack'].attempts} attempt")
-
-        run = await client.submit("pack", 2, stream=True)
-        async for chunk in run.stream():
-            print(f"chunk: {chunk.decode()}")
-
-        run = await client.submit("wait-for-pickup", 24)
-        try:
-            await run.result(timeout=timedelta(seconds=0.2))
-        except TimeoutError:
-            print("still waiting; the run goes on")
-        await run.cancel()
-        try:
-            await run.result(timeout=PATIENCE)
-        except RunCancelledError:
-            print("cancelled")
+        await submit_and_wait(client)
+        await look_back(client)
+        await read_stream(client)
+        await cancel(client)
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ async def main() -> None:
         ("invoice", -1),
         ("invoice", 7),
     ]
+    last_failed = ""
     async with worker, Client() as client:
         for task_type, task_input in tasks:
             run = await client.submit(task_type, task_input)
@@ -72,7 +73,8 @@ async def main() -> None:
                 print(f"{task_type}: {await run.result(timeout=timedelta(seconds=10))}")
             except TaskFailedError as error:
                 print(f"{task_type}: failed for good: {error}")
-    await show_dead_letter(run.run_id)
+                last_failed = error.run_id
+    await show_dead_letter(last_failed)
 
 
 async def show_dead_letter(run_id: str) -> None:

@@ -1,26 +1,16 @@
-"""What the tests of hooks share: plugins made of functions, handlers, and one task run by a worker."""
+"""What the tests of hooks share: plugins made of functions, and one task run by a worker."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import (
-    asynccontextmanager,
-)
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from dagnats_worker import (
-    Plugin,
-    TaskContext,
-    WorkerConfig,
-    hookimpl,
-)
-from dagnats_worker.testing import (
-    TaskResult,
-    WorkerHarness,
-)
+from dagnats_worker import Plugin, TaskContext, WorkerConfig, hookimpl
+from dagnats_worker.testing import TaskResult, WorkerHarness
 
 SOON = timedelta(seconds=3)
 BOUND_S = 10
@@ -49,10 +39,9 @@ def types(result: TaskResult) -> list[str]:
 
 def plugin_with(plugin_name: str = "one", /, **hooks: Any) -> Plugin[None]:
     """A plugin with these hooks, which are functions without ``self``."""
-    body: dict[str, Any] = {"name": plugin_name}
+    plugin: Plugin[None] = type("One", (Plugin,), {"name": plugin_name})()
     for hook, function in hooks.items():
-        body[hook] = staticmethod(hookimpl(function))
-    plugin: Plugin[None] = type("One", (Plugin,), body)()
+        setattr(plugin, hook, hookimpl(function))
     return plugin
 
 
