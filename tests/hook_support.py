@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import contextvars
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -90,3 +91,31 @@ def left(error: str, outcome: str) -> Notes:
     """What the two note where both are entered and left, in reverse."""
     out = f"out {error}".rstrip()
     return ["first in", "second in", f"second {out}", outcome, f"first {out}", outcome]
+
+
+# What runs in a child process has to be found there by its name.
+
+carried: contextvars.ContextVar[str] = contextvars.ContextVar("carried", default="unset")
+
+
+class Carrying(Plugin[str]):
+    """Carries the run's id, and its settings, into the child of a process handler."""
+
+    name: ClassVar[str] = "carrying"
+
+    @hookimpl
+    async def pre_handle(self, ctx: TaskContext) -> None:
+        ctx.carrier["run"] = ctx.run_id
+
+    @hookimpl
+    @contextmanager
+    def child_scope(self, carrier: dict[str, str]) -> Iterator[None]:
+        token = carried.set(f"{self.settings} {carrier['run']}")
+        yield
+        carried.reset(token)
+
+
+def what_was_carried(fails: bool) -> str:  # noqa: FBT001 - a handler's input
+    if fails:
+        raise ValueError(f"carried {carried.get()}")
+    return carried.get()

@@ -76,7 +76,11 @@ class BaseContext:
 
     @property
     def attempt(self) -> int:
-        """1 for the first attempt. Pauses, delays and drains do not count, crashes do."""
+        """1 for the first attempt.
+
+        Without an engine, crashes count, and pauses, delays and drains do not. With one it is the
+        engine's number, or how often the message was delivered where the engine gives none.
+        """
         return self._execution.attempt
 
     @property

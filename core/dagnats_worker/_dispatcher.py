@@ -81,7 +81,7 @@ class Dispatcher:
                 return answer
             if not self._hooks.task_scope:
                 return await self._run(execution)
-            async with self._hooks.scope(self._hooks.task_scope, ctx=execution.context):
+            async with self._hooks.scope(self._hooks.task_scope, inflight, ctx=execution.context):
                 return await self._run(execution)
         except DecodeError as error:
             return await self._reject(inflight, error)
@@ -99,7 +99,7 @@ class Dispatcher:
             if outcome is None:
                 if self._hooks.pre_handle:
                     ctx = execution.context
-                    await self._hooks.require(self._hooks.pre_handle, ctx=ctx)
+                    await self._hooks.require(self._hooks.pre_handle, execution.inflight, ctx=ctx)
                 if execution.inflight.ending is not None:
                     return Nak(AT_ONCE)
                 await self._events.started(execution)
@@ -122,7 +122,8 @@ class Dispatcher:
         if self._hooks.outcome_scope:
             scopes = self._hooks.outcome_scope
             ctx = execution.context
-            async with self._hooks.scope(scopes, vital=False, ctx=ctx, outcome=outcome):
+            inflight = execution.inflight
+            async with self._hooks.scope(scopes, inflight, vital=False, ctx=ctx, outcome=outcome):
                 await self._events.resolved(execution, outcome)
         else:
             await self._events.resolved(execution, outcome)
@@ -132,7 +133,8 @@ class Dispatcher:
             await self._dead_letters.add(execution, outcome)
         if self._hooks.on_complete and isinstance(ending.verdict, Ack):
             ctx = execution.context
-            await self._hooks.notify(self._hooks.on_complete, ctx=ctx, outcome=outcome)
+            inflight = execution.inflight
+            await self._hooks.notify(self._hooks.on_complete, inflight, ctx=ctx, outcome=outcome)
         self._counters.ended(outcome)
         return ending.verdict
 

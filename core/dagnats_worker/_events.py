@@ -15,6 +15,7 @@ from dagnats_worker._execution import Execution
 from dagnats_worker._outcome import Completed, Continued, Failed, Outcome, Paused, Released
 from dagnats_worker._plugins import Hooks
 from dagnats_worker._protocol import (
+    ABSENT,
     ERROR_TEXT_BYTES_MAX,
     HEADER_MSG_ID,
     IN_PROGRESS,
@@ -27,6 +28,7 @@ from dagnats_worker._protocol import (
     clean_text,
     continue_id,
     decode_event,
+    deliveries_of,
     encode_event,
     encode_task,
     event_id,
@@ -100,7 +102,7 @@ class Events:
 
     async def started(self, execution: Execution) -> None:
         """Send ``step.started``; stored only when ``confirm_start`` says so."""
-        event = self._event(execution, STEP_STARTED, msgspec.Raw(b""))
+        event = self._event(execution, STEP_STARTED, ABSENT)
         event.attempt_number = execution.attempt
         message_id = self._id(execution, STEP_STARTED)
         execution.started = await self._send(execution, event, message_id)
@@ -138,7 +140,7 @@ class Events:
         run_id = execution.task.run_id
         # Outcomes of one run break each other's fences, so they do not even try at the same time.
         async with self._fences.setdefault(run_id, asyncio.Lock()):
-            if execution.inflight.lease_may_have_lapsed:
+            if execution.shared:
                 # Our start may have been stored late, after what somebody else has done meanwhile.
                 newest = await self._newer(execution, message_id, execution.seen_sequence)
                 if newest is None:
@@ -206,7 +208,8 @@ class Events:
             return headers
         message = Message(subject, headers, event_type)
         ctx = execution.context
-        await self._hooks.require(self._hooks.pre_publish, ctx=ctx, message=message)
+        walking = execution.inflight if event_type else None  # a chunk may come from any task
+        await self._hooks.require(self._hooks.pre_publish, walking, ctx=ctx, message=message)
         return message.headers
 
     async def heartbeat(self, execution: Execution) -> None:
@@ -243,14 +246,10 @@ class Events:
 
     def _event(self, execution: Execution, kind: str, payload: msgspec.Raw) -> Event:
         task = execution.task
-        return Event(
-            type=kind,
-            run_id=task.run_id,
-            step_id=task.step_id,
-            timestamp=time_text(time.time_ns()),
-            payload=payload,
-            worker_id=self._worker_id,
-        )
+        timestamp = time_text(time.time_ns())
+        event = Event(kind, task.run_id, task.step_id, timestamp, payload)
+        event.worker_id = self._worker_id
+        return event
 
     def _id(self, execution: Execution, kind: str) -> str:
         task = execution.task
@@ -258,13 +257,9 @@ class Events:
             attempt = execution.attempt if kind == STEP_STARTED else task.attempt
             return go_event_id(task.run_id, task.step_id, kind, attempt)
         counted = kind in (STEP_STARTED, STEP_RELEASED)
+        deliveries = execution.delivery.deliveries if counted else 1
         return event_id(
-            task.run_id,
-            task.step_id,
-            kind,
-            attempt=execution.attempt,
-            iteration=task.iteration,
-            deliveries=execution.delivery.deliveries if counted else 1,
+            task.run_id, task.step_id, kind, execution.attempt, task.iteration, deliveries
         )
 
     # ------------------------------------------------------------------ getting it stored
@@ -273,12 +268,15 @@ class Events:
         self, execution: Execution, event: Event, message_id: str, expected: int = 0
     ) -> Sending:
         subject = history_subject(event.run_id)
-        headers = await self.announce(execution, subject, execution.trace_headers(), event.type)
+        headers = execution.trace_headers()
+        if self._hooks.pre_publish:
+            headers = await self.announce(execution, subject, headers, event.type)
+        if headers:
+            event.trace_parent = headers.get("traceparent", "")
+            event.trace_state = headers.get("tracestate", "")
         headers[HEADER_MSG_ID] = message_id
         if expected:
             headers[EXPECTED_SEQUENCE] = str(expected)
-        event.trace_parent = headers.get("traceparent", "")
-        event.trace_state = headers.get("tracestate", "")
         data = encode_event(event)
         future = await self._transport.publish(subject, data, headers)
         return Sending(subject, data, headers, future, execution.started_sequence)
@@ -287,15 +285,17 @@ class Events:
         try:
             return await sending.future
         except PublishError as error:
-            first_error: PublishError | None = error
-        attempts = 0
+            return await self._stored_again(sending, error)
+
+    async def _stored_again(self, sending: Sending, error: PublishError) -> Stored:
+        """Send what was not stored again, after the pause that the failure asks for."""
+        failed: PublishError | None = error
 
         async def again() -> Stored:
-            nonlocal first_error, attempts
-            attempts += 1
-            if first_error is not None:
-                error, first_error = first_error, None
-                raise error
+            nonlocal failed
+            if failed is not None:
+                first, failed = failed, None
+                raise first
             sending.resent = True
             if sending.fence:
                 sending.headers.setdefault(EXPECTED_SEQUENCE, str(sending.fence))
@@ -330,13 +330,23 @@ class Events:
             event = _readable(stored)
             if event is None or event.step_id != task.step_id:
                 continue
-            if stored.sequence == execution.started_sequence:
-                continue
             if stored.message_id == own_start and event.worker_id == self._worker_id:
                 continue
-            if event.type in (STEP_STARTED, *RESOLUTIONS):
+            if event.type in RESOLUTIONS or (
+                event.type == STEP_STARTED and _takes_over(stored, execution)
+            ):
                 raise SupersededError(f"{event.type} by {event.worker_id or 'the engine'} is newer")
         return seen
+
+
+def _takes_over(start: StoredEvent, execution: Execution) -> bool:
+    """Whether a start is that of a later delivery, or, where it does not say, a later start."""
+    if start.sequence == execution.started_sequence:
+        return False
+    deliveries = deliveries_of(start.message_id)
+    if deliveries:
+        return deliveries > execution.delivery.deliveries
+    return start.sequence > execution.started_sequence
 
 
 def _distinct() -> str:

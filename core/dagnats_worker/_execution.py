@@ -100,8 +100,13 @@ class Execution:
     @property
     def fenced(self) -> bool:
         """The outcome may only be stored if nobody has started the step again."""
-        inflight = self.inflight
-        return inflight.source.fenced or self.delivery.doubtful or inflight.lease_may_have_lapsed
+        return self.inflight.source.fenced or self.shared
+
+    @property
+    def shared(self) -> bool:
+        """Somebody else may have been given this task before us, or since."""
+        delivery = self.delivery
+        return delivery.deliveries > 1 or delivery.doubtful or self.inflight.lease_may_have_lapsed
 
     def trace_headers(self) -> dict[str, str]:
         """The incoming trace context, which goes out unchanged where no plugin changes it."""

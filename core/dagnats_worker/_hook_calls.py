@@ -7,7 +7,6 @@ import inspect
 import logging
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from time import monotonic
 from typing import Any, Literal, Protocol
 
 from dagnats_worker.errors import DelayTask, EndTask, PluginError, SkipTask, describe
@@ -20,6 +19,8 @@ FAILURES_MAX_DEFAULT = 10
 CONTROL_FLOW = (EndTask, DelayTask, SkipTask)
 ENDS_TASKS = "pre_handle"
 """The one hook that may raise those; anywhere else the task is on its way already."""
+
+NOT_SEEN = 0.0
 
 MemberState = Literal["active", "quarantined", "failed"]
 Known = dict[str, Any]
@@ -99,7 +100,8 @@ class Watched(Protocol):
 
     Attributes:
         task: What is cancelled then.
-        hook: What is awaited now, since ``hook_since``.
+        hook: What is awaited now, and is looked at by the clock.
+        hook_since: When the clock has seen it first, so that a call need not ask for the time.
         hook_late: How often the clock has cancelled it.
     """
 
@@ -117,7 +119,7 @@ class Caller:
     def __init__(self) -> None:
         self.task: asyncio.Task[Any] | None = asyncio.current_task()
         self.hook: Implementation | None = None
-        self.hook_since = 0.0
+        self.hook_since = NOT_SEEN
         self.hook_late = 0
 
 
@@ -168,29 +170,86 @@ Implementations = tuple[Implementation, ...]
 
 
 async def call(implementation: Implementation, watched: Watched, known: Any) -> Any:
-    """Call one implementation and await it, for at most as long as the clock allows.
-
-    Hooks can be nested: what a hook sends for its task goes through ``pre_publish``.
-    """
+    """Call one implementation and await it, for at most as long as the clock allows."""
     outer, outer_since = watched.hook, watched.hook_since
-    watched.hook, watched.hook_since = implementation, monotonic()
+    watched.hook, watched.hook_since = implementation, NOT_SEEN
     try:
         answer = implementation.invoke(known)
         if implementation.is_async or (answer is not None and inspect.isawaitable(answer)):
             answer = await answer
     except BaseException as error:
-        watched.hook, watched.hook_since = outer, outer_since
-        reason = _reason(error, watched)
+        reason = reason_of(error, watched)
         if reason is error:
             raise
         raise reason from error
-    watched.hook, watched.hook_since = outer, outer_since
-    if watched.hook_late:
-        _take_back(watched)
+    finally:
+        watched.hook, watched.hook_since = outer, outer_since
+        if watched.hook_late:
+            _take_back(watched)
     return answer
 
 
-def _reason(error: BaseException, watched: Watched) -> BaseException:
+async def walk(
+    implementations: Implementations,
+    watched: Watched,
+    known: Known,
+    *,
+    vital: bool,
+    accept: Call | None = None,
+) -> Any:
+    """Call each in order, for at most as long as the clock allows each.
+
+    Twenty calls for a task are usual where there are plugins, so they are made here, without a
+    function between. Walks can be nested: what a hook sends for its task is shown to others.
+
+    Args:
+        vital: The error of a required plugin ends the walk and is raised; all others are logged.
+        accept: The first answer but None ends the walk. It is given to this function, which
+            raises where no hook may answer so.
+
+    Returns:
+        That answer; None where there is none, or where nobody is to answer.
+    """
+    outer, outer_since = watched.hook, watched.hook_since
+    try:
+        for implementation in implementations:
+            watched.hook = implementation
+            watched.hook_since = NOT_SEEN
+            try:
+                answer = implementation.invoke(known)
+                if implementation.is_async or (answer is not None and inspect.isawaitable(answer)):
+                    answer = await answer
+                if accept is not None and answer is not None:
+                    return accept(answer)
+            except BaseException as error:  # noqa: BLE001 - sorted out there
+                _sort_out(implementation, error, watched, vital=vital)
+            else:
+                if implementation.failures:
+                    implementation.failures = 0
+                if watched.hook_late:
+                    _take_back(watched)
+    finally:
+        watched.hook, watched.hook_since = outer, outer_since
+    return None
+
+
+def _sort_out(
+    implementation: Implementation, error: BaseException, watched: Watched, *, vital: bool
+) -> None:
+    """Raise what ends the walk, and count what does not."""
+    reason = reason_of(error, watched)
+    if not isinstance(reason, Exception):
+        raise reason
+    if implementation.hook == ENDS_TASKS and isinstance(reason, CONTROL_FLOW):
+        raise reason
+    if reason is not error:
+        reason.__cause__ = error
+    if vital and implementation.member.required:
+        raise implementation.error(reason) from reason
+    implementation.failed(reason)
+
+
+def reason_of(error: BaseException, watched: Watched) -> BaseException:
     """What really happened: the clock, the plugin and others may all have cancelled the task."""
     late = _take_back(watched)
     if isinstance(error, Exception | GeneratorExit):
@@ -213,38 +272,3 @@ def _take_back(watched: Watched) -> int:
         if task is not None:
             task.uncancel()
     return late
-
-
-async def walk(
-    implementations: Implementations,
-    watched: Watched,
-    known: Known,
-    *,
-    vital: bool,
-    accept: Call | None = None,
-) -> Any:
-    """Call each in order.
-
-    Args:
-        vital: The error of a required plugin ends the walk and is raised; all others are logged.
-        accept: The first answer but None ends the walk. It is given to this function, which
-            raises where no hook may answer so.
-
-    Returns:
-        That answer; None where there is none, or where nobody is to answer.
-    """
-    for implementation in implementations:
-        try:
-            answer = await call(implementation, watched, known)
-            if accept is not None and answer is not None:
-                return accept(answer)
-        except Exception as error:
-            if implementation.hook == ENDS_TASKS and isinstance(error, CONTROL_FLOW):
-                raise
-            if vital and implementation.member.required:
-                raise implementation.error(error) from error
-            implementation.failed(error)
-        else:
-            if implementation.failures:
-                implementation.failures = 0
-    return None

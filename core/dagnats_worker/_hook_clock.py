@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from time import monotonic
 
-from dagnats_worker._hook_calls import Watched
+from dagnats_worker._hook_calls import NOT_SEEN, Watched
 
 logger = logging.getLogger("dagnats_worker.plugins")
 
@@ -43,7 +43,11 @@ class HookClock:
             await asyncio.sleep(min(TICK_MAX_S, self._limit_s / TICKS_PER_LIMIT))
             now = monotonic()
             for watched in self._watched():
-                if watched.hook is not None and now - watched.hook_since > self._limit_s:
+                if watched.hook is None:
+                    continue
+                if watched.hook_since == NOT_SEEN:
+                    watched.hook_since = now
+                elif now - watched.hook_since > self._limit_s:
                     self._cancel(watched, now)
 
     def _cancel(self, watched: Watched, now: float) -> None:

@@ -69,6 +69,7 @@ def _import(found: Found) -> Any:
         GROUP,
         [found.name],
         on_load_failure_callback=lambda _manager, _entry, error: failures.append(error),
+        on_missing_entrypoints_callback=lambda _names: None,  # it would log a warning of its own
     )
     if failures:
         raise failures[0]

@@ -33,14 +33,16 @@ class InFlight:
 
     Attributes:
         ack_subject: Of the newest delivery of this message that has reached us.
-        received_at: On the monotonic clock, as every ``_at`` here.
+        received_at: When its lease can have begun at the earliest; on the monotonic clock, as every
+            ``_at`` here.
         renewed_at: When the lease was renewed last.
         renew_until: From then on it is left to lapse.
         started_at: When the handler was started; 0 before.
         timeout_s: How long the handler may run.
         in_handler: An interruption reaches the handler and nothing else.
         waits_for_handler: The handler cannot be interrupted by a cancelled run; its end is awaited.
-        hook: The plugin's hook that is awaited now, since ``hook_since``.
+        hook: The plugin's hook that is awaited now.
+        hook_since: When the clock of hooks saw it first; 0 before.
         hook_late: How often the clock has cancelled it.
         watched: The run is watched for cancellation.
         settled: The verdict is on its way, so the message may be delivered again at any moment.
@@ -74,8 +76,7 @@ class InFlight:
         self.delivery = delivery
         self.source = source
         self.ack_subject = delivery.ack_subject
-        self.received_at = now
-        self.renewed_at = now
+        self.received_at = self.renewed_at = delivery.sent_after or now
         self.renew_until = now + timeout_s
         self.timeout_s = timeout_s
         self.started_at = 0.0

@@ -124,17 +124,26 @@ class Hooks:
 
     # ------------------------------------------------------------------ the four verbs
 
-    def require(self, implementations: Implementations, **known: Any) -> Awaitable[None]:
-        """Call each; the first error of a required plugin stops the walk."""
-        return walk(implementations, self._watched(known), known, vital=True)
+    # Each takes what the clock is to look at, where the caller knows: to ask for the current task
+    # costs as much as two calls of a hook.
 
-    def notify(self, implementations: Implementations, **known: Any) -> Awaitable[None]:
+    def require(
+        self, implementations: Implementations, watched: Watched | None = None, /, **known: Any
+    ) -> Awaitable[None]:
+        """Call each; the first error of a required plugin stops the walk."""
+        return walk(implementations, watched or self._watched(known), known, vital=True)
+
+    def notify(
+        self, implementations: Implementations, watched: Watched | None = None, /, **known: Any
+    ) -> Awaitable[None]:
         """Call each; errors are logged."""
-        return walk(implementations, self._watched(known), known, vital=False)
+        return walk(implementations, watched or self._watched(known), known, vital=False)
 
     def first(
         self,
         implementations: Implementations,
+        watched: Watched | None = None,
+        /,
         *,
         vital: bool = False,
         accept: Call = _anything,
@@ -146,18 +155,22 @@ class Hooks:
             vital: The error of a required plugin is raised; else every error is logged.
             accept: Given the answer; raises where it is none that a hook may give.
         """
-        return walk(implementations, self._watched(known), known, vital=vital, accept=accept)
+        watched = watched or self._watched(known)
+        return walk(implementations, watched, known, vital=vital, accept=accept)
 
     def scope(
         self,
         implementations: Implementations,
+        watched: Watched | None = None,
+        /,
         *,
         vital: bool = True,
         removes: bool = False,
         **known: Any,
     ) -> Scope:
         """Enter the context manager of each; they are left in reverse order. See ``Scope``."""
-        return Scope(implementations, self._watched, known, vital=vital, removes=removes)
+        watch = self._watched if watched is None else lambda _known: watched
+        return Scope(implementations, watch, known, vital=vital, removes=removes)
 
 
 def _checked(members: Sequence[Member]) -> tuple[Member, ...]:

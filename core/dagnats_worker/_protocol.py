@@ -27,6 +27,7 @@ from dagnats_worker._subjects import (
     AckInfo,
     continue_id,
     dead_subject,
+    deliveries_of,
     event_id,
     go_event_id,
     history_subject,
@@ -70,6 +71,7 @@ __all__ = [
     "dead_subject",
     "decode_event",
     "decode_task",
+    "deliveries_of",
     "encode_event",
     "encode_task",
     "event_id",
@@ -110,6 +112,9 @@ ACK = b"+ACK"
 NAK = b"-NAK"
 TERM = b"+TERM"
 IN_PROGRESS = b"+WPI"
+
+NAK_DELAY_MAX = timedelta(days=36_500)
+"""A delay that the server cannot count in 63 bits of nanoseconds is none at all to it."""
 
 RUN_ID_CHARS_MAX = 256
 STEP_ID_CHARS_MAX = 1024
@@ -233,7 +238,8 @@ def nak_frame(delay: timedelta | None) -> bytes:
     """Give a message back, to be delivered again after ``delay`` or, without one, at once."""
     if delay is None or delay <= timedelta(0):
         return NAK
-    return b'-NAK {"delay": %d}' % (delay // timedelta(microseconds=1) * 1000)
+    delay_us = min(delay, NAK_DELAY_MAX) // timedelta(microseconds=1)
+    return b'-NAK {"delay": %d}' % (delay_us * 1000)
 
 
 def term_frame(reason: str) -> bytes:

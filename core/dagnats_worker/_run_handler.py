@@ -117,17 +117,15 @@ class HandlerRunner:
         _log_failure(execution, outcome, error)
         if not self._hooks.on_error:
             return outcome
-        answer = await self._hooks.first(
-            self._hooks.on_error, ctx=execution.context, error=error, outcome=outcome
+        answer: Outcome | None = await self._hooks.first(
+            self._hooks.on_error,
+            execution.inflight,
+            accept=check_outcome,
+            ctx=execution.context,
+            error=error,
+            outcome=outcome,
         )
-        if answer is None:
-            return outcome
-        try:
-            return check_outcome(answer)
-        except UsageError as malformed:
-            text = str(malformed)
-        logger.error("on_error was answered, and %r stands all the same: %s", outcome, text)
-        return outcome
+        return outcome if answer is None else answer
 
     async def _ended(self, execution: Execution, ending: Ending) -> Outcome:
         match ending:

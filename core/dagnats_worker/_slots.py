@@ -114,8 +114,8 @@ class Slots:
         return max(0, min(own, self._worker.free()))
 
     def may_idle(self) -> bool:
-        """Whether the one pull of an idle task type may be opened."""
-        if self._idle or not (self._gate.open and self._worker.gate.open):
+        """Whether the one pull of an idle task type may be opened: where it would find a slot now."""
+        if self._idle or not self._gate.open or self._worker.free() <= 0:
             return False
         return self.only_idle or self.held + self.asked < self._gate.capacity
 

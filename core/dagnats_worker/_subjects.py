@@ -13,6 +13,7 @@ SUBJECT_PART_CHARS_MAX = 256
 _ACK_TOKENS = 9
 _ACK_TOKENS_WITH_DOMAIN = 11
 _UNFIT = re.compile(r"[\s*>\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_START_ID = re.compile(r"\.step\.started\.(\d+)(\.i\d+)?(?:\.d(\d+))?(?:\.x\d+)?$")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -105,7 +106,6 @@ def event_id(
     run_id: str,
     step_id: str,
     event_type: str,
-    *,
     attempt: int = 0,
     iteration: int = 0,
     deliveries: int = 1,
@@ -118,6 +118,21 @@ def event_id(
     if iteration > 0:
         message_id = f"{message_id}.i{iteration}"
     return f"{message_id}.d{deliveries}" if deliveries > 1 else message_id
+
+
+def deliveries_of(start_id: str) -> int:
+    """How often a task had been delivered when it was started, from the id of that start.
+
+    Returns:
+        0 where the id does not say, as many of a Go worker's do not.
+    """
+    match = _START_ID.search(start_id)
+    if match is None:
+        return 0
+    attempt, iteration, deliveries = match.groups()
+    if deliveries:
+        return int(deliveries)
+    return 1 if attempt == "1" or iteration else 0
 
 
 def go_event_id(run_id: str, step_id: str, event_type: str, attempt: int = 0) -> str:

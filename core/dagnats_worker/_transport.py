@@ -46,6 +46,8 @@ class Delivery:
         doubtful: Somebody else may have been given it although it is said to be the first time: the
             consumer was deleted, its server crashed before it had stored what it knew, or we were
             frozen while the message lay in our socket.
+        sent_after: On the monotonic clock: the server sent it, and its lease began, no earlier than
+            this; 0 where that is not known.
     """
 
     __slots__ = (
@@ -54,6 +56,7 @@ class Delivery:
         "deliveries",
         "doubtful",
         "headers",
+        "sent_after",
         "sequence",
         "stream",
         "subject",
@@ -72,6 +75,7 @@ class Delivery:
         sequence: int,
         timestamp_ns: int,
         doubtful: bool = False,
+        sent_after: float = 0.0,
     ) -> None:
         self.subject = subject
         self.data = data
@@ -82,6 +86,7 @@ class Delivery:
         self.sequence = sequence
         self.timestamp_ns = timestamp_ns
         self.doubtful = doubtful
+        self.sent_after = sent_after
 
     def __repr__(self) -> str:
         return f"Delivery({self.subject!r}, sequence={self.sequence}, deliveries={self.deliveries})"

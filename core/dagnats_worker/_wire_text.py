@@ -31,9 +31,10 @@ def time_text(unix_ns: int) -> str:
         unix_ns: Nanoseconds since the epoch, in the years 1 to 9999.
     """
     second, fraction = divmod(unix_ns, 1_000_000_000)
-    if fraction:
-        return f"{_second_text(second)}.{fraction:09d}".rstrip("0") + "Z"
-    return _second_text(second) + "Z"
+    if not fraction:
+        return _second_text(second) + "Z"
+    text = f"{_second_text(second)}.{fraction:09d}"
+    return (text if fraction % 10 else text.rstrip("0")) + "Z"
 
 
 def parse_time(text: str) -> int:

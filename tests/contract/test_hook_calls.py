@@ -583,7 +583,7 @@ async def test_worker_scope_is_open_around_everything_and_its_error_stops_the_st
 
     worker = Worker(MemoryTransport(), plugins=[plugin_with(worker_scope=broken)])
     worker.handle("shout", shout)
-    with pytest.raises(PluginError, match="plugin 'one'.* worker_scope: no licence"):
+    with pytest.raises(PluginError, match=r"plugin 'one'.* worker_scope: no licence"):
         await worker.start()
 
 

@@ -22,6 +22,7 @@ from hook_support import (
     REDELIVER_AFTER,
     SOON,
     TASKS,
+    Carrying,
     Diary,
     Notes,
     fails,
@@ -32,6 +33,7 @@ from hook_support import (
     run,
     shout,
     types,
+    what_was_carried,
 )
 from tenacity import stop_after_attempt, wait_fixed
 
@@ -464,3 +466,16 @@ async def test_scope_reads_how_the_task_ended_and_how_long_it_took() -> None:
     await run(shout, plugin_with(task_scope=scope))
     assert seen[:3] == [None, None, Completed(b'"HELLO"')]
     assert seen[3] >= timedelta(0)
+
+
+# ---------------------------------------------------------------- child_scope
+
+
+async def test_child_scope_is_around_the_handler_in_its_own_process() -> None:
+    worker = Worker(MemoryTransport(), plugins=[Carrying("settings")])
+    worker.handle("shout", what_was_carried, executor="process")
+    async with WorkerHarness(worker) as harness:
+        returned = await harness.run("shout", False, run_id="r1")  # noqa: FBT003 - the input
+        failed = await harness.run("shout", True, run_id="r2")  # noqa: FBT003 - the input
+    assert returned.output == "settings r1"
+    assert failed.error == "carried settings r2"

@@ -246,8 +246,8 @@ def token_from_a_function(url: str) -> tuple[str, dict[str, Any]]:
     return url, {"token": lambda: "sesame"}
 
 
-USER = 'authorization { user: "ann", password: "pass" }'
-ONE_TOKEN = 'authorization { token: "sesame" }'
+BY_USER = 'authorization { user: "ann", password: "pass" }'
+BY_SECRET = 'authorization { token: "sesame" }'  # noqa: S105 - of a server of the test
 
 
 @asynccontextmanager
@@ -276,7 +276,12 @@ async def run_one(client: Client, worker: Worker, handler: Callable[..., Any]) -
 
 @pytest.mark.parametrize(
     ("config", "how"),
-    [(USER, in_url), (USER, in_options), (ONE_TOKEN, token_in_url), (ONE_TOKEN, token_in_options)],
+    [
+        (BY_USER, in_url),
+        (BY_USER, in_options),
+        (BY_SECRET, token_in_url),
+        (BY_SECRET, token_in_options),
+    ],
 )
 async def test_client_that_was_handed_over_is_opened_a_second_time(
     config: str, how: Callable[[str], tuple[str, dict[str, Any]]]
@@ -296,7 +301,7 @@ async def test_client_that_was_handed_over_is_opened_a_second_time(
 async def test_client_that_cannot_be_opened_a_second_time_renews_on_the_loop(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async with handed_over(ONE_TOKEN, token_from_a_function) as client:
+    async with handed_over(BY_SECRET, token_from_a_function) as client:
         worker = quick_worker(client)
 
         async def wait(ctx: TaskContext) -> None:

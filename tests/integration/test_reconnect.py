@@ -69,22 +69,36 @@ async def back(js: JetStreamContext) -> None:
     await eventually(answers, BOUND_S)
 
 
+OWN_OR_HANDED_OVER = pytest.mark.parametrize(
+    "handed_over", [False, True], ids=["own", "handed over"]
+)
+
+
+@OWN_OR_HANDED_OVER
 async def test_idle_worker_takes_tasks_again_after_a_restart(
-    nats_server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+    nats_server: EmbeddedServer, caplog: pytest.LogCaptureFixture, *, handed_over: bool
 ) -> None:
     kind, log = unique(), Log()
-    worker = quick_worker(nats_server.url)
-    serve(worker, kind, log)
-    async with patient(nats_server.url) as js, worker:
-        with caplog.at_level(logging.INFO):
-            for _ in range(2):
-                await asyncio.to_thread(nats_server.restart)
-                await back(js)
-                run_id = unique()
-                await publish_task(js, kind, run_id)
-                await completed(js, run_id)
+    async with patient(nats_server.url) as js:
+        worker = quick_worker(js._nc if handed_over else nats_server.url)
+        serve(worker, kind, log)
+        async with worker:
+            await restarts_are_survived(nats_server, js, kind, caplog)
     assert "connection to NATS lost" in caplog.text
     assert "connected to NATS again" in caplog.text
+
+
+async def restarts_are_survived(
+    server: EmbeddedServer, js: JetStreamContext, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Restart twice, and see a task completed after each."""
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            await asyncio.to_thread(server.restart)
+            await back(js)
+            run_id = unique()
+            await publish_task(js, kind, run_id)
+            await completed(js, run_id)
 
 
 async def test_handlers_that_run_over_a_restart_end_once(nats_server: EmbeddedServer) -> None:
@@ -118,13 +132,14 @@ async def test_handlers_that_run_over_a_restart_end_once(nats_server: EmbeddedSe
         await eventually(acked, BOUND_S)
 
 
+@OWN_OR_HANDED_OVER
 async def test_restarts_under_load_lose_nothing_and_complete_nothing_twice(
-    nats_server: EmbeddedServer,
+    nats_server: EmbeddedServer, *, handed_over: bool
 ) -> None:
     kind, log, count = unique(), Log(), 1000
-    worker = quick_worker(nats_server.url)
-    serve(worker, kind, log, 0.005, concurrency=20, ack_wait=seconds(2))
     async with patient(nats_server.url) as js:
+        worker = quick_worker(js._nc if handed_over else nats_server.url)
+        serve(worker, kind, log, 0.005, concurrency=20, ack_wait=seconds(2))
         runs = [unique() for _ in range(count)]
         for run_id in runs:
             await publish_task(js, kind, run_id)
@@ -227,6 +242,11 @@ async def test_frozen_server_is_waited_for(
         await completed(js, run_id)
 
 
+# nats-py 2.16 drops the stream of an attempt to reconnect that fails without closing it.
+BREAKS_RECONNECTS = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@BREAKS_RECONNECTS
 async def test_worker_goes_on_after_its_connections_are_reset(
     nats_server: EmbeddedServer,
 ) -> None:
@@ -252,8 +272,7 @@ async def test_worker_goes_on_after_its_connections_are_reset(
         assert counts == Counter(dict.fromkeys(runs, 1))
 
 
-# nats-py 2.16 drops the stream of an attempt to reconnect that was not answered without closing it.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@BREAKS_RECONNECTS
 async def test_half_open_connection_is_noticed_and_replaced(nats_server: EmbeddedServer) -> None:
     kind, log = unique(), Log()
     async with (

@@ -203,7 +203,7 @@ async def test_names_that_collide_are_both_named(
 def test_task_type_that_is_registered_twice_is_refused() -> None:
     worker = Worker()
     worker.handle("resize", nothing)
-    with pytest.raises(UsageError, match="'resize' is handled by .*nothing already"):
+    with pytest.raises(UsageError, match=r"'resize' is handled by .*nothing already"):
         worker.handle("resize", nothing)
 
 
@@ -258,7 +258,7 @@ Make = Callable[[], Any]
         (lambda: Worker().handle("a", nothing, heartbeat="no"), TypeError, ["heartbeat", "'no'"]),
         (lambda: Worker().handle("a", nothing, executor="fork"), TypeError, ["executor", "'fork'"]),
         (lambda: Worker().handle("a", nothing, needs=["x"]), TypeError, ["needs", "'x'"]),
-        (lambda: Worker().handle("a", nothing, concurency=2), UsageError, ["concurency", "concurrency"]),
+        (lambda: Worker().handle("a", nothing, concurrencey=2), UsageError, ["'concurrency'"]),
         (lambda: WorkerConfig(max_deliveries=0), ValueError, ["max_deliveries", "0"]),
         (lambda: WorkerConfig(waiting_max=timedelta(0)), ValueError, ["waiting_max"]),
         (lambda: WorkerConfig(drain_timeout=30), TypeError, ["drain_timeout", "30"]),
@@ -387,9 +387,8 @@ async def test_consumer_that_may_be_somebodys_is_left_alone_and_named(
 ) -> None:
     kind = unique()
     name, filter_subject = name.format(kind), filter_subject.format(kind)
-    more = {
-        key: value.format(kind) if isinstance(value, str) else value for key, value in more.items()
-    }
+    if "durable_name" in more:
+        more = {"durable_name": name}
     await make_consumer(js, name, filter_subject, **more)
     worker = quick_worker(shared_server.url)
     worker.handle(kind, nothing)

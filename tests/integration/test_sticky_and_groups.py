@@ -59,8 +59,8 @@ async def test_worker_of_a_group_gets_the_tasks_of_its_group_only(
     async with workers["eu"], workers["us"]:
         plain = unique("plain")
         await publish_task(js, kind, plain)
-        for group in runs:
-            for run_id in runs[group]:
+        for group, mine in runs.items():
+            for run_id in mine:
                 await publish_task(js, kind, run_id, group=group)
         for run_id in (*runs["eu"], *runs["us"]):
             await completed(js, run_id)

@@ -193,51 +193,69 @@ async def test_sources_that_all_want_more_are_served_in_turn(max_tasks: int) -> 
     assert min(shares[name] for name in by_name) >= 20, shares
 
 
-Step = tuple[str, int]
+class Played:
+    """Any order of events that a server and handlers can bring about, with the bounds checked."""
+
+    def __init__(self, max_tasks: int, concurrency: list[int]) -> None:
+        self._max_tasks = max_tasks
+        self._concurrency = concurrency
+        self._worker, self._all = slots_of(max_tasks, *concurrency)
+        self._idle: set[Slots] = set()
+
+    def move(self, what: str, which: int) -> None:
+        getattr(self, what)(self._all[which % len(self._all)])
+        self.check()
+
+    def ask(self, slots: Slots) -> None:
+        if free := slots.free():
+            slots.ask(free)
+
+    def ask_idle(self, slots: Slots) -> None:
+        if slots.may_idle():
+            slots.ask_idle()
+            self._idle.add(slots)
+
+    def arrive(self, slots: Slots) -> None:
+        if slots in self._idle:
+            self._idle.remove(slots)
+            slots.arrived(asked=True, idle=True)
+        elif slots.asked:
+            slots.arrived(asked=True)
+
+    def end_pulls(self, slots: Slots) -> None:
+        slots.take_back(slots.asked)
+        if slots in self._idle:
+            self._idle.remove(slots)
+            slots.take_back(1, idle=True)
+
+    def settle(self, slots: Slots) -> None:
+        if slots.held:
+            slots.settled()
+
+    def check(self) -> None:
+        held, asked = sum(one.held for one in self._all), sum(one.asked for one in self._all)
+        assert (self._worker.held, self._worker.asked) == (held, asked)
+        assert held + asked <= self._max_tasks + len(self._all), "one each without a reservation"
+        for slots, bound in zip(self._all, self._concurrency, strict=True):
+            assert min(slots.held, slots.asked, slots.free()) >= 0
+            assert slots.held + slots.asked + (slots in self._idle) <= bound
 
 
-@settings(max_examples=200, deadline=None)
+MOVES = ("ask", "ask_idle", "arrive", "end_pulls", "settle")
+
+
+@settings(max_examples=300, deadline=None)
 @given(
     max_tasks=st.integers(1, 5),
     concurrency=st.lists(st.integers(1, 5), min_size=1, max_size=4),
-    steps=st.lists(
-        st.tuples(
-            st.sampled_from(["ask", "idle", "arrive", "arrive idle", "end pull", "settle"]),
-            st.integers(0, 3),
-        ),
-        max_size=60,
-    ),
+    moves=st.lists(st.tuples(st.sampled_from(MOVES), st.integers(0, 3)), max_size=60),
 )
 def test_no_order_of_events_exceeds_the_bounds(
-    max_tasks: int, concurrency: list[int], steps: list[Step]
+    max_tasks: int, concurrency: list[int], moves: list[tuple[str, int]]
 ) -> None:
     async def play() -> None:
-        worker, all_slots = slots_of(max_tasks, *concurrency)
-        idle = [False] * len(all_slots)
-        for what, which in steps:
-            which %= len(all_slots)
-            slots = all_slots[which]
-            if what == "ask" and slots.free():
-                slots.ask(slots.free())
-            elif what == "idle" and slots.may_idle():
-                slots.ask_idle()
-                idle[which] = True
-            elif what == "arrive" and slots.asked:
-                slots.arrived(asked=True)
-            elif what == "arrive idle" and idle[which]:
-                slots.arrived(asked=True, idle=True)
-                idle[which] = False
-            elif what == "end pull" and slots.asked:
-                slots.take_back(slots.asked)
-            elif what == "settle" and slots.held:
-                slots.settled()
-            assert worker.held == sum(one.held for one in all_slots)
-            assert worker.asked == sum(one.asked for one in all_slots)
-            assert worker.held + worker.asked <= max_tasks + len(all_slots)
-            for one, bound in zip(all_slots, concurrency, strict=True):
-                assert one.held >= 0
-                assert one.asked >= 0
-                assert one.held + one.asked <= bound + 1
-                assert one.free() >= 0
+        played = Played(max_tasks, concurrency)
+        for what, which in moves:
+            played.move(what, which)
 
     asyncio.run(play())

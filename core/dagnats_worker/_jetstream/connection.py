@@ -165,6 +165,40 @@ def credential_options(credentials: Credentials) -> dict[str, Any]:
     return options
 
 
+class _Opening:
+    """What the server says to a connection that is not open yet.
+
+    Attributes:
+        is_open: From now on it says that to the connection itself.
+        refused: Done with the error when the server will not have us, whoever tries again.
+        last_error: Any other error.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.is_open = False
+        self.refused: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+        self.last_error: Exception | None = None
+
+    async def on_error(self, error: Exception) -> None:
+        self.last_error = error
+        if self.is_open:
+            self.connection.failed(error)
+        elif is_refusal(error) and not self.refused.done():
+            self.refused.set_result(error)
+
+    def reason(self, connecting: asyncio.Task[None]) -> BaseException | None:
+        """Why it did not work out.
+
+        A refusal says more than what nats-py stumbles over when it closes the refused connection.
+        """
+        if self.refused.done():
+            return self.refused.result()
+        if connecting.done() and not connecting.cancelled() and connecting.exception() is not None:
+            return connecting.exception()
+        return self.last_error
+
+
 async def open_connection(
     config: WorkerConfig, urls: list[str], name: str, *, quiet: bool = False
 ) -> Connection:
@@ -178,47 +212,33 @@ async def open_connection(
     """
     client = NatsClient()
     connection = Connection(client, config, owned=True, quiet=quiet)
-    refused: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
-    opened = asyncio.Event()
-    last_error: list[Exception] = []
-
-    async def on_error(error: Exception) -> None:
-        last_error[:] = [error]
-        if opened.is_set():
-            connection.failed(error)
-        elif is_refusal(error) and not refused.done():
-            refused.set_result(error)
+    opening = _Opening(connection)
 
     async def on_closed() -> None:
         last = client.last_error
         connection.ended(f"the server closed the connection for good: {last or 'no reason given'}")
 
-    options = client_options(config, urls, name)
-    opening = asyncio.create_task(
+    connecting = asyncio.create_task(
         client.connect(
-            **options,
-            error_cb=on_error,
+            **client_options(config, urls, name),
+            error_cb=opening.on_error,
             disconnected_cb=connection.lost,
             reconnected_cb=connection.back,
             closed_cb=on_closed,
         )
     )
     timeout_s = config.connect_timeout.total_seconds()
-    first: set[asyncio.Future[Any]] = {opening, refused}
+    first: set[asyncio.Future[Any]] = {connecting, opening.refused}
     try:
         await asyncio.wait(first, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     except asyncio.CancelledError:
-        await _give_up(opening, client)
+        await _give_up(connecting, client)
         raise
-    if opening.done() and opening.exception() is None:
-        opened.set()
+    if connecting.done() and connecting.exception() is None:
+        opening.is_open = True
         return connection
-    await _give_up(opening, client)
-    # A refusal says more than what nats-py stumbles over when it closes the refused connection.
-    failed = opening.exception() if opening.done() and not opening.cancelled() else None
-    said = last_error[0] if last_error else None
-    reason = refused.result() if refused.done() else failed or said
-    raise ConnectError(_no_server(urls, reason, timeout_s))
+    await _give_up(connecting, client)
+    raise ConnectError(_no_server(urls, opening.reason(connecting), timeout_s))
 
 
 async def _end(task: asyncio.Task[None] | None) -> None:

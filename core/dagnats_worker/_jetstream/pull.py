@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import time
 from collections import deque
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -23,6 +24,7 @@ from nats.aio.subscription import Subscription
 from dagnats_worker._config import WorkerConfig
 from dagnats_worker._jetstream.connection import Connection
 from dagnats_worker._jetstream.consumers import Consumers
+from dagnats_worker._jetstream.direct import subscribe
 from dagnats_worker._protocol import NAK, parse_ack_subject
 from dagnats_worker._slots import Slots
 from dagnats_worker._transport import NO_HEADERS, ConsumerSpec, Delivery
@@ -149,7 +151,7 @@ class PullSource:
 
     # ------------------------------------------------------------------ messages from the server
 
-    async def _on_message(self, message: Msg) -> None:
+    def _on_message(self, message: Msg) -> None:
         reply = message.reply
         if not reply.startswith("$JS.ACK."):
             self._on_status(message)
@@ -165,6 +167,7 @@ class PullSource:
             sequence=info.stream_sequence,
             timestamp_ns=info.timestamp_ns,
             doubtful=info.stream_sequence <= self._doubtful_up_to or self._may_be_late(),
+            sent_after=self._pulls[0].opened_at if self._pulls else 0.0,
         )
         # The count of pending messages leaves out those that wait to be delivered again.
         self._backlog = info.pending > 0 or info.deliveries > 1
@@ -179,7 +182,7 @@ class PullSource:
         """
         if not self._pulls:
             return True
-        return self._loop.time() - self._pulls[0].opened_at > self.ack_wait.total_seconds()
+        return time.monotonic() - self._pulls[0].opened_at > self.ack_wait.total_seconds()
 
     def _count_arrival(self) -> None:
         slots = self._slots
@@ -279,7 +282,8 @@ class PullSource:
             body = {"batch": batch, "expires": _ns(config.drain_pull_expires), "no_wait": True}
             overdue_s = config.drain_pull_expires.total_seconds() + UNANSWERED_GRACE_S
         now = self._loop.time()
-        pull = Pull(self._count, batch, idle=idle, opened_at=now, overdue_at=now + overdue_s)
+        opened_at = time.monotonic()
+        pull = Pull(self._count, batch, idle=idle, opened_at=opened_at, overdue_at=now + overdue_s)
         self._pulls.append(pull)
         try:
             await self._client.publish(
@@ -340,9 +344,7 @@ class PullSource:
 
     async def _subscribe(self) -> None:
         self._inbox = self._client.new_inbox()
-        self._subscription = await self._client.subscribe(
-            f"{self._inbox}.*", cb=self._on_message, pending_msgs_limit=0, pending_bytes_limit=0
-        )
+        self._subscription = await subscribe(self._client, f"{self._inbox}.*", self._on_message)
 
     async def _connection_lost(self) -> None:
         """Old pulls must not deliver to us after the reconnect, so their inbox is dropped."""

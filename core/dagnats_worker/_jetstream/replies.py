@@ -13,12 +13,12 @@ from nats.aio.client import Client as NatsClient
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from dagnats_worker._jetstream.direct import subscribe
 from dagnats_worker._transport import Stored, message_size
 from dagnats_worker.errors import PublishError, TransportError, describe
 
 SWEEP_EVERY_S = 0.25
 TOO_LARGE = 10054  # what a stream says of a message that is larger than it takes
-INBOX_PENDING_MAX = 0  # unbounded in nats-py's terms: what is asked is bounded by who asks
 
 
 class _ApiError(msgspec.Struct):
@@ -69,12 +69,7 @@ class Replies:
         self._subscription: Subscription | None = None
 
     async def open(self) -> None:
-        self._subscription = await self._client.subscribe(
-            f"{self._inbox}.*",
-            cb=self._on_reply,
-            pending_msgs_limit=INBOX_PENDING_MAX,
-            pending_bytes_limit=INBOX_PENDING_MAX,
-        )
+        self._subscription = await subscribe(self._client, f"{self._inbox}.*", self._on_reply)
         self._sweep()
 
     async def close(self) -> None:
@@ -140,7 +135,7 @@ class Replies:
         finally:
             self._requests.pop(token, None)
 
-    async def _on_reply(self, message: Msg) -> None:
+    def _on_reply(self, message: Msg) -> None:
         token = message.subject[self._prefix :]
         if token[:1] == "p":
             pending = self._publishes.pop(token, None)

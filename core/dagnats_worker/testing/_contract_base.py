@@ -42,15 +42,19 @@ class ContractBase:
         return self.plugin_type(self.settings if self.settings is not None else settings_type())
 
     def run(self, main: Coroutine[Any, Any, None]) -> None:
+        """Run one test to its end, on a loop of its own."""
         asyncio.run(main)
 
     def ground(self) -> AbstractAsyncContextManager[Ground]:
+        """A server of the test's own."""
         return a_server(CONFIG, real=self.needs_jetstream)
 
     def case(self) -> Case:
+        """What each test runs: the plugin, and a task with the input and options given here."""
         return Case(self.make, self.task_input, self.task_headers, self.task_options)
 
     async def handle(self, ctx: TaskContext) -> dict[str, bool]:
+        """The handler of the tests; uses each capability that the plugin says it provides."""
         for capability in self.plugin_type.provides:
             ctx.use(capability)
         return {"done": True}

@@ -26,6 +26,8 @@ from dagnats_worker.testing._probe import Probe
 WITHIN_S = 20.0
 """Only a failure waits for so long."""
 
+LOOK_EVERY_S = 0.01
+
 TASKS = "TASK_QUEUES"
 TASK_TYPE = "contract"
 OUTCOMES = ("step.completed", "step.failed", "step.continue")
@@ -92,7 +94,7 @@ class Serving:
             if loop.time() > deadline:
                 raise AssertionError(await self._stuck(run))
             meanwhile()
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(LOOK_EVERY_S)
 
     async def begun(self, run: Run) -> None:
         """Wait until the start of a task is stored."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -275,5 +275,6 @@ def until_of(server: MemoryServer) -> float:
 
 @pytest.mark.parametrize("name", ["ttl", "claim_ttl", "check_every"])
 def test_time_that_is_no_time_is_refused(name: str) -> None:
+    changes: dict[str, Any] = {name: timedelta(0)}
     with pytest.raises(ValueError, match=f"{name} is longer than zero"):
-        replace(IdempotencySettings(), **{name: timedelta(0)})
+        IdempotencySettings(**changes)
