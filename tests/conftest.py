@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from clean_venv import CleanVenv
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 from support import connected
@@ -34,6 +35,12 @@ def shared_server(server_installed: None) -> Iterator[EmbeddedServer]:
     with EmbeddedServer() as server:
         asyncio.run(_provisioned(server.url))
         yield server
+
+
+@pytest.fixture(scope="session")
+def clean_venv(tmp_path_factory: pytest.TempPathFactory) -> CleanVenv:
+    """An environment with the built core; what a test installs there it uninstalls."""
+    return CleanVenv(tmp_path_factory.mktemp("clean"))
 
 
 @pytest.fixture

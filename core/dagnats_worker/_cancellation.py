@@ -47,7 +47,7 @@ def event_is_cancel(data: bytes) -> bool:
 
 
 class Lookup:
-    """Asks for the newest message of many subjects; what comes meanwhile goes into the next round."""
+    """Asks for the newest message of many subjects; what comes meanwhile is in the next round."""
 
     def __init__(self, transport: Transport, stream: str, batch_max: int) -> None:
         self._transport = transport

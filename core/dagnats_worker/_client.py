@@ -15,6 +15,7 @@ from dagnats_worker import _json
 from dagnats_worker._config import WorkerConfig
 from dagnats_worker._hook_clock import HookClock
 from dagnats_worker._load import Setup, url_of_command_line
+from dagnats_worker._message_headers import sendable
 from dagnats_worker._naming import check_token
 from dagnats_worker._open import open_transport
 from dagnats_worker._plugins import Hooks
@@ -288,10 +289,8 @@ class Client:
     # ------------------------------------------------------------------ sending
 
     async def _store(self, subject: str, data: bytes, headers: dict[str, str]) -> Stored:
-        message = Message(subject, headers)
-        if self._hooks.pre_publish:
-            await self._hooks.require(self._hooks.pre_publish, ctx=None, message=message)
-        size, most = message_size(data, message.headers), self.transport.max_payload
+        sent = await self._announced(subject, headers)
+        size, most = message_size(data, sent), self.transport.max_payload
         if size > most:
             raise UsageError(
                 f"the task has {size} bytes, the server takes at most {most}; store the input "
@@ -299,10 +298,21 @@ class Client:
             )
 
         async def attempt() -> Stored:
-            future = await self.transport.publish(subject, data, message.headers)
+            future = await self.transport.publish(subject, data, sent)
             return await future
 
         return await retry_nats(attempt, attempts=self.config.publish_attempts)
+
+    async def _announced(self, subject: str, headers: dict[str, str]) -> dict[str, str]:
+        """The headers as plugins have changed them; the id of the message stays."""
+        implementations = self._hooks.pre_publish
+        if not implementations:
+            return headers
+        message = Message(subject, dict(headers))
+        await self._hooks.require(implementations, ctx=None, message=message)
+        changed = sendable(message.headers, implementations)
+        changed[HEADER_MSG_ID] = headers[HEADER_MSG_ID]
+        return changed
 
 
 def _checked_run_id(run_id: str) -> str:

@@ -224,7 +224,7 @@ class BaseContext:
         self._record(Failed(_text(error), "non_retriable", exception=_exception(error)))
 
     def fail_retry_after(self, error: BaseException | str, delay: timedelta) -> None:
-        """Record a failure that is to be tried again after ``delay``, 100 ms ... 1 h on the wire."""
+        """Record a failure to be tried again after ``delay``, 100 ms ... 1 h on the wire."""
         RetryAfterError("delay is checked here", delay)
         self._record(Failed(_text(error), "retry_after", delay, _exception(error)))
 
@@ -257,7 +257,7 @@ class TaskContext(BaseContext):
 
     @property
     def cancelled(self) -> asyncio.Event:
-        """Set when the handler is to stop: its run was cancelled, its time is over, a drain ends."""
+        """Set when the handler is to stop: its run is cancelled, its time is over, a drain ends."""
         return self._execution.async_event()
 
     def sync(self) -> SyncTaskContext:
@@ -294,13 +294,13 @@ class TaskContext(BaseContext):
 
 
 class SyncTaskContext(BaseContext):
-    """The context of a blocking handler: the same names, and the calls block the handler's thread."""
+    """The context of a blocking handler: the same names, and calls that block its thread."""
 
     __slots__ = ()
 
     @property
     def cancelled(self) -> threading.Event:
-        """Set when the handler is to stop; ``cancelled.wait(seconds)`` is a sleep that ends then."""
+        """Set when the handler is to stop; ``cancelled.wait(seconds)`` is a sleep that ends so."""
         return self._execution.thread_event()
 
     def run(self, awaitable: Awaitable[T]) -> T:

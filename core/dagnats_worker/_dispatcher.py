@@ -144,7 +144,7 @@ class Dispatcher:
         try:
             await self._dead_letters.add_undecodable(inflight.delivery, str(error))
         except TransportError as failed:
-            logger.error("%s stays in the queue: %s", inflight.delivery, failed)
+            logger.error("%s stays in the queue: %s", inflight.delivery, failed)  # noqa: TRY400 - its text says it all
             return self._redeliver
         return Term(str(error))
 

@@ -12,6 +12,7 @@ import msgspec
 from dagnats_worker._config import WorkerConfig
 from dagnats_worker._counters import Counters
 from dagnats_worker._execution import Execution
+from dagnats_worker._message_headers import sendable
 from dagnats_worker._outcome import Completed, Continued, Failed, Outcome, Paused, Released
 from dagnats_worker._plugins import Hooks
 from dagnats_worker._protocol import (
@@ -204,13 +205,14 @@ class Events:
         Raises:
             PluginError: A required plugin failed; the message is not to be sent.
         """
-        if not self._hooks.pre_publish:
+        implementations = self._hooks.pre_publish
+        if not implementations:
             return headers
         message = Message(subject, headers, event_type)
         ctx = execution.context
         walking = execution.inflight if event_type else None  # a chunk may come from any task
-        await self._hooks.require(self._hooks.pre_publish, walking, ctx=ctx, message=message)
-        return message.headers
+        await self._hooks.require(implementations, walking, ctx=ctx, message=message)
+        return sendable(message.headers, implementations)
 
     async def heartbeat(self, execution: Execution) -> None:
         """Renew the lease now."""

@@ -146,7 +146,7 @@ class Intake:
         for inflight in self._held:
             if inflight.task in self._tasks and not inflight.started_at:
                 inflight.interrupt(Ending.DRAIN)
-                if inflight.task in self._waiting:
+                if inflight.task in self._waiting or inflight.hook is not None:
                     inflight.task.cancel()
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)

@@ -27,6 +27,8 @@ RESOLUTIONS = frozenset({STEP_COMPLETED, STEP_FAILED, STEP_CONTINUE})
 FREE_REASONS = frozenset({"pause", "delay", "drain"})
 """Released for one of these, a start does not count as an attempt."""
 
+NO_FAILURE = Failed("", "retriable")
+
 
 class _Release(msgspec.Struct):
     reason: str = ""
@@ -48,7 +50,7 @@ class Past:
     """
 
     outcome: str | None = None
-    failure: Failed = Failed("", "retriable")
+    failure: Failed = NO_FAILURE
     started_again: bool = False
     cancelled: bool = False
     starts: int = 0

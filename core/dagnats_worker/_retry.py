@@ -1,10 +1,11 @@
-"""Retry policies in tenacity's vocabulary: of tasks, over durable redeliveries, and of our NATS calls."""
+"""Retry policies in tenacity's vocabulary: of tasks, over redeliveries, and of our NATS calls."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from inspect import iscoroutinefunction
 from typing import TypeVar
 
 from tenacity import (
@@ -59,6 +60,10 @@ class Retry:
     )
     retry: retry_base = field(default_factory=lambda: retry_if_exception_type(BaseException))
 
+    def __post_init__(self) -> None:
+        for name in ("stop", "wait", "retry"):
+            _check_strategy(name, getattr(self, name))
+
     def retriable(self, failure: Failed) -> bool:
         """Whether a retry can help, says the policy."""
         return bool(self.retry(_state(failure, attempt=1, since_first_s=0.0)))
@@ -78,6 +83,16 @@ class Retry:
             delay = timedelta(seconds=float(self.wait(state)))
         state.upcoming_sleep = delay.total_seconds()
         return None if self.stop(state) else delay
+
+
+def _check_strategy(name: str, strategy: object) -> None:
+    if not callable(strategy) or isinstance(strategy, type):
+        raise TypeError(
+            f"{name} is a strategy of tenacity such as stop_after_attempt(3), wait_fixed(1) or "
+            f"retry_if_exception_type(OSError), got {strategy!r}"
+        )
+    if iscoroutinefunction(strategy) or iscoroutinefunction(type(strategy).__call__):
+        raise TypeError(f"{name} is async, and nobody waits for its answer; got {strategy!r}")
 
 
 def _state(failure: Failed, *, attempt: int, since_first_s: float) -> RetryCallState:

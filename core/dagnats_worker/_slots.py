@@ -1,10 +1,10 @@
 """Who may ask the server for how many tasks: a slot before a pull.
 
-``concurrency`` bounds one task type, ``max_tasks`` the whole worker. A message is *asked* for while a
-pull for it is open and *held* from its arrival until it is settled; a task type that delivers asks
-only for what is free of both bounds. An idle task type keeps one pull for one message open without a
-reservation, so at most one message per task type ever waits in line at a gate, and it is given back
-when its turn does not come in time.
+``concurrency`` bounds one task type, ``max_tasks`` the whole worker. A message is *asked* for while
+a pull for it is open and *held* from its arrival until it is settled; a task type that delivers
+asks only for what is free of both bounds. An idle task type keeps one pull for one message open
+without a reservation, so at most one message per task type ever waits in line at a gate, and it is
+given back when its turn does not come in time.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Slots:
         return max(0, min(own, self._worker.free()))
 
     def may_idle(self) -> bool:
-        """Whether the one pull of an idle task type may be opened: where it would find a slot now."""
+        """Whether the one pull of an idle task type may be opened: it would find a slot now."""
         if self._idle or not self._gate.open or self._worker.free() <= 0:
             return False
         return self.only_idle or self.held + self.asked < self._gate.capacity
@@ -160,7 +160,7 @@ class Slots:
         self._worker.wake()
 
     def start_now(self) -> bool:
-        """Take a slot of the task type and one of the worker where both are free; the usual case."""
+        """Take a slot of the task type and one of the worker where both are free, as usual."""
         if not self._gate.enter_now():
             return False
         if self._worker.gate.enter_now():

@@ -100,37 +100,89 @@ class Delivery:
 class Source(Protocol):
     """Where the tasks of one task type and group come from.
 
-    A plugin may answer ``open_source`` with its own.
+    A plugin may answer ``open_source`` with its own. It accounts for each message through ``slots``,
+    so that the worker never holds more than it has slots for, and that a task type with nothing
+    queued keeps no slots from the others:
 
-    Attributes:
-        ack_wait: The lease: how long the server waits before it delivers again.
-        confirm_leases: Renewals and acks are requests; without an answer the lease is lost.
-        fenced: Every outcome is published only if nobody has started the step again.
+    - While tasks are queued it asks for ``slots.free()`` of them, and does not wait for more.
+    - With nothing queued, and where ``slots.may_idle()``, it waits for one message.
+    - Else it says ``slots.want()`` and awaits ``slots.changed``, which it clears before it looks.
+
+    What it has yielded, the worker acks, naks and renews, on ``delivery.ack_subject``. What has
+    arrived and was not yielded it gives back itself when it is stopped, and says
+    ``slots.settled()`` for each.
+
+    Example:
+        ```python
+        async def deliveries(self, slots: Slots) -> AsyncIterator[Delivery]:
+            queued = True
+            while not self.stopped:
+                slots.changed.clear()
+                if queued and (count := slots.free()):
+                    slots.ask(count)
+                    messages = await self.fetch(count, wait=False)
+                    slots.take_back(count - len(messages))
+                    self.take(messages, slots, idle=False)
+                    queued = len(messages) == count
+                elif not queued and slots.may_idle():
+                    slots.ask_idle()
+                    messages = await self.fetch(1, wait=True)
+                    if not messages:
+                        slots.take_back(1, idle=True)
+                    self.take(messages, slots, idle=True)
+                    queued = bool(messages)
+                else:
+                    slots.want()
+                    await slots.changed.wait()
+                while self.arrived:
+                    yield self.arrived.popleft()
+
+        def take(self, messages: list[Msg], slots: Slots, *, idle: bool) -> None:
+            for message in messages:
+                slots.arrived(asked=True, idle=idle)
+                self.arrived.append(delivery_of(message))
+        ```
     """
 
     @property
-    def ack_wait(self) -> timedelta: ...
+    def ack_wait(self) -> timedelta:
+        """The lease: how long the server waits before it delivers again; may change meanwhile."""
+        ...
 
     @property
-    def confirm_leases(self) -> bool: ...
+    def confirm_leases(self) -> bool:
+        """Renewals and acks are requests, to be answered within ``ack_wait``.
+
+        Where nobody answers, the lease is lost: the handler is cancelled, and nothing is published
+        or acked.
+        """
+        ...
 
     @property
-    def fenced(self) -> bool: ...
+    def fenced(self) -> bool:
+        """Every outcome is published only if nobody has started the step again meanwhile."""
+        ...
 
     def deliveries(self, slots: Slots) -> AsyncIterator[Delivery]:
-        """Deliver tasks, never more than were asked for through ``slots``, until ``stop``."""
+        """Deliver tasks until ``stop``; an error out of it stops the worker.
+
+        It is iterated once, and not further while the worker takes a delivery over.
+        """
         ...
 
     def settled(self, delivery: Delivery) -> None:
-        """This delivery was acked, given back or lost; called once for each."""
+        """This delivery was acked, given back or lost; called once for each that was yielded."""
         ...
 
     async def stop(self) -> None:
-        """Deliver no more, and give back what was delivered but not started."""
+        """Deliver no more, and give back what has arrived and was not yielded.
+
+        Called when a drain begins, while handlers still run; for at most ``hook_timeout``.
+        """
         ...
 
     async def close(self) -> None:
-        """Free what the source holds; called after the last handler has ended."""
+        """Free what the source holds; called after ``stop``, when the last handler has ended."""
         ...
 
 

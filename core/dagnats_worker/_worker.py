@@ -1,4 +1,4 @@
-"""The worker: registrations, start, drain, stop. The only place where everything is put together."""
+"""The worker: registrations, start, drain, stop. The only place where all is put together."""
 
 from __future__ import annotations
 

@@ -124,7 +124,9 @@ class WorkerFacade(Protocol):
     """What a plugin sees of the worker."""
 
     @property
-    def worker_id(self) -> str: ...
+    def worker_id(self) -> str:
+        """A single token, unique in the fleet."""
+        ...
 
     @property
     def version(self) -> str:
@@ -132,13 +134,19 @@ class WorkerFacade(Protocol):
         ...
 
     @property
-    def groups(self) -> tuple[str, ...]: ...
+    def groups(self) -> tuple[str, ...]:
+        """The groups that it serves; empty where it serves steps without one."""
+        ...
 
     @property
-    def partitions(self) -> int: ...
+    def partitions(self) -> int:
+        """Into how many partitions each task type is split; 0 for not at all."""
+        ...
 
     @property
-    def max_tasks(self) -> int: ...
+    def max_tasks(self) -> int:
+        """How many handlers run at once, over all task types."""
+        ...
 
     @property
     def max_payload(self) -> int:
@@ -146,19 +154,27 @@ class WorkerFacade(Protocol):
         ...
 
     @property
-    def task_types(self) -> tuple[TaskType, ...]: ...
+    def task_types(self) -> tuple[TaskType, ...]:
+        """What it serves, once for each group."""
+        ...
 
     @property
-    def plugins(self) -> tuple[PluginState, ...]: ...
+    def plugins(self) -> tuple[PluginState, ...]:
+        """Its plugins in the order of their hooks, then those that could not be used."""
+        ...
 
     @property
-    def state(self) -> WorkerState: ...
+    def state(self) -> WorkerState:
+        """What it is doing; a state is never gone back to."""
+        ...
 
     async def wait_for(self, state: WorkerState) -> None:
         """Return once the worker is in this state, or past it."""
         ...
 
-    def stats(self) -> Stats: ...
+    def stats(self) -> Stats:
+        """What it has done since it was started."""
+        ...
 
     def spawn(
         self, make: Callable[[], Coroutine[Any, Any, None]], name: str

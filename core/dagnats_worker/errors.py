@@ -8,18 +8,18 @@
     │   └── RetryAfterError          step.failed retry_after (no engine: nak with the delay)
     ├── EndTask(outcome)             raised by pre_handle: started and that outcome, ack
     ├── DelayTask(delay)             raised by pre_handle: nak with its delay
-    ├── SkipTask(reason)             raised by pre_handle: no event, ack (somebody else recorded the outcome)
+    ├── SkipTask(reason)             raised by pre_handle: no event, ack (the outcome is recorded)
     ├── ReleaseTask(outcome)         raised below a handler by a plugin: released, given back
     ├── DecodeError                  no event, dead letter, term with the reason
-    ├── TransportError               in the walk: no event, nak; out of a handler: step.failed retriable
+    ├── TransportError               in the walk: no event, nak; of a handler: step.failed retriable
     │   ├── ConnectError
     │   ├── PublishError
     │   └── KeyValueError
     ├── StartError                   at start: the worker does not start
     ├── PluginError                  at start: the worker does not start; in the walk: nak
-    ├── CapabilityMissingError       a handler used a plugin that is not there: step.failed non_retriable
+    ├── CapabilityMissingError       a plugin that is not there was used: step.failed non_retriable
     ├── SignalTimeoutError           also a TimeoutError
-    ├── UsageError                   programmer error, raised at the call; out of a handler: non_retriable
+    ├── UsageError                   programmer error, at the call; out of a handler: non_retriable
     ├── EngineError                  raised to a client whose request the engine refused
     ├── TaskFailedError              raised to a client that awaits a run which failed
     └── RunCancelledError            raised to a client that awaits a run which was cancelled
@@ -152,7 +152,7 @@ class SkipTask(DagnatsError):  # noqa: N818 - control flow, not a failure
 
 
 class ReleaseTask(DagnatsError):  # noqa: N818 - control flow, not a failure
-    """Raised by a plugin below a handler: the task ends with this outcome, whatever the handler did."""
+    """Raised by a plugin below a handler: the task ends with this outcome, and no other one."""
 
     def __init__(self, outcome: Outcome) -> None:
         _check_outcome(self, outcome)

@@ -70,7 +70,7 @@ SettingsT = TypeVar("SettingsT")
 class Capability(Generic[T]):
     """A typed key for something that a plugin provides to handlers.
 
-    ``ctx.use(KEY)`` returns a ``T``. Two capabilities are the same only if they are the same object.
+    ``ctx.use(KEY)`` returns a ``T``. Two capabilities are the same if they are the same object.
 
     Attributes:
         name: What error messages call it.
@@ -98,7 +98,7 @@ class Checkpointable(Protocol):
 
 
 class Signaler(Protocol):
-    """What ``ctx.wait_for_signal`` and ``ctx.send_signal`` call. Source: dagnats worker/context.go."""
+    """What ``ctx.wait_for_signal`` and its sibling call. Source: dagnats worker/context.go."""
 
     async def wait_for_signal(self, name: str, timeout: timedelta) -> bytes:
         """The data of the named signal of this run.

@@ -21,8 +21,8 @@ import nats
 from nats.js import JetStreamContext
 
 from dagnats_worker import EmbeddedServer, provision
-from dagnats_worker._transport import ConsumerSpec
 from dagnats_worker._jetstream.consumers import consumer_config
+from dagnats_worker._transport import ConsumerSpec
 
 HERE = Path(__file__).parent
 DEFAULT_LOOPS = ["idiom", "lean", "worker"]
@@ -101,13 +101,13 @@ async def compare(loops: list[str], tasks: int, concurrency: int, repeat: int) -
                 cpus_us[loop].append(cpu_us)
                 print(f"  {number + 1}/{repeat} {loop:<10} {rate:8.0f} tasks/s", file=sys.stderr)
     first = loops[0]
-    print(f"{tasks} tasks, concurrency {concurrency}, median of {repeat}, ratio to {first} in the run")
+    print(f"{tasks} tasks, concurrency {concurrency}, median of {repeat}, ratio to {first}")
     for loop in loops:
         ratios = [rate / base for rate, base in zip(rates[loop], rates[first], strict=True)]
         median = statistics.median(rates[loop])
         cpu_us = statistics.median(cpus_us[loop])
         ratio = statistics.median(ratios)
-        print(f"  {loop:<10} {median:8.0f} tasks/s   x {ratio:.2f}   {cpu_us:4.0f} us of CPU a task")
+        print(f"  {loop:<10} {median:8.0f} tasks/s   x {ratio:.2f}   {cpu_us:4.0f} us CPU a task")
     return {
         loop: statistics.median(
             rate / base for rate, base in zip(rates[loop], rates[first], strict=True)

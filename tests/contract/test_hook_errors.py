@@ -210,14 +210,16 @@ async def test_trace_of_a_plugin_is_copied_into_the_body_of_events() -> None:
         assert body["trace_state"] == message.headers["tracestate"] == TRACE["tracestate"]
 
 
-async def test_trace_of_the_task_goes_on_where_no_plugin_changes_it() -> None:
+@pytest.mark.parametrize("where", [{"headers": TRACE}, TRACE], ids=["headers", "body"])
+async def test_trace_of_the_task_goes_on_where_no_plugin_changes_it(where: Any) -> None:
     async with WorkerHarness({"shout": shout}) as harness:
-        await harness.run("shout", run_id="r1", headers=TRACE)
+        await harness.run("shout", run_id="r1", **where)
         stored = harness.server.messages(HISTORY, "history.r1")
     assert len(stored) == 2
     for message in stored:
-        assert json.loads(message.data)["trace_parent"] == TRACE["traceparent"]
-        assert message.headers["traceparent"] == TRACE["traceparent"]
+        body = json.loads(message.data)
+        assert body["trace_parent"] == message.headers["traceparent"] == TRACE["traceparent"]
+        assert body["trace_state"] == message.headers["tracestate"] == TRACE["tracestate"]
 
 
 async def test_plugin_cannot_change_the_id_of_an_event() -> None:

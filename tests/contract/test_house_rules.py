@@ -65,7 +65,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "_hook_clock",
         "_hook_scopes",
         "_hook_trace",
+        "_message_headers",
         "_importing",
+        "_message_headers",
         "_plugin_checks",
         "_plugin_order",
         "_plugin_source",
@@ -450,7 +452,7 @@ def test_queues_are_bounded() -> None:
 
 COMMENT = re.compile(r"#\s*(noqa|type: ignore)(.*)$")
 NOQA = re.compile(r"^: [A-Z]+\d+(, ?[A-Z]+\d+)* - \S")
-IGNORE = re.compile(r"^\[[a-z-]+(, ?[a-z-]+)*\]  # \S")
+IGNORE = re.compile(r"^\[[a-z-]+(, ?[a-z-]+)*\]\s+# \S")
 
 
 def test_exceptions_from_a_rule_have_a_code_and_a_reason() -> None:

@@ -18,12 +18,14 @@ import dagnats_worker
 from dagnats_worker import SyncTaskContext, TaskContext, errors, hookspecs, testing
 
 NAMES = """
-    BaseContext Capability CapabilityMissingError Checkpointable Client Completed ConnectError
-    Continued Credentials DagnatsError DelayTask EmbeddedServer EndTask EngineError Failed
-    HTTPEnvelope Handler NonRetryableError Outcome Paused Plugin PluginError ReleaseTask
-    Released Retry RetryAfterError Run RunCancelledError RunEvent RunStatus Signaler SkipTask
-    StartError StepStatus SyncTaskContext TaskContext TaskFailedError TransportError
-    TriggerEnvelope TypedHandler UsageError Worker WorkerConfig hookimpl provision typed
+    CHECKPOINTS SIGNALS BaseContext Capability CapabilityMissingError Checkpointable Client
+    Completed ConnectError Continued Credentials DagnatsError DelayTask Delivery EmbeddedServer
+    EndTask EngineError Entry Failed HTTPEnvelope Handler KeepAlive KeyValue KeyValueError
+    Message NonRetryableError Outcome Paused Plugin PluginError ReleaseTask Released Retry
+    RetryAfterError Run RunCancelledError RunEvent RunStatus SignalTimeoutError Signaler
+    SkipTask Slots Source StartError Stats StepStatus SyncTaskContext TaskContext
+    TaskFailedError TaskType TransportError TriggerEnvelope TypedHandler UsageError Worker
+    WorkerConfig WorkerFacade hookimpl provision typed
 """.split()  # noqa: SIM905 - a list of this length is read as a text
 """What users import from ``dagnats_worker``. A name that is taken out breaks them."""
 

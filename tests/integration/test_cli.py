@@ -116,7 +116,7 @@ def test_every_command_has_a_help_of_its_own(name: str) -> None:
     done = run_command(name, "--help")
     assert done.returncode == 0
     assert done.stdout.startswith(f"Usage: dagnats-worker {name} [OPTIONS]")
-    if name not in ("demo", "server"):
+    if name not in ("demo", "server", "plugins"):
         assert "--creds FILE" in done.stdout.partition("Connection:")[2]
         assert "[$NATS_CREDS]" in done.stdout
 
@@ -140,7 +140,7 @@ def test_no_command_shows_the_help_and_is_a_usage_error() -> None:
     ("arguments", "message"),
     [
         (["rnu"], "no command 'rnu'; did you mean 'run'? See 'dagnats-worker --help'"),
-        (["xyz"], "no command 'xyz'; there are demo, run, server, submit, events, setup."),
+        (["xyz"], "no command 'xyz'; there are demo, run, server, submit, events, setup, plugins."),
         (["submit"], "Missing argument 'TYPE'. See 'dagnats-worker submit --help'"),
         (["submit", "t", "--wiat"], "No such option"),
         (["submit", "t t"], "task type 't t' contains ' '"),

@@ -136,9 +136,9 @@ async def test_twenty_workers_that_start_at_once_share_one_durable(
             await publish_task(js, kind, run_id)
         for run_id in runs:
             await completed(js, run_id)
-        assert sum(worker.stats().completed for worker in workers) == 40
     finally:
         await asyncio.gather(*(worker.stop() for worker in workers))
+    assert sum(worker.stats().completed for worker in workers) == 40
 
 
 async def test_durable_that_is_nearly_full_is_warned_of(

@@ -412,6 +412,59 @@ async def test_start_that_fails_half_way_leaves_nothing(
     await worker.stop()  # there is nothing to stop
 
 
+class Opened:
+    """A plugin's source that has been opened; it is never read."""
+
+    ack_wait = seconds(1)
+    confirm_leases = False
+    fenced = False
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def deliveries(self, slots: Any) -> AsyncIterator[Any]:
+        raise AssertionError("the worker has not started")
+
+    def settled(self, delivery: Any) -> None:
+        raise AssertionError("there was no delivery")
+
+    async def stop(self) -> None:
+        self.calls.append("stop")
+        raise RuntimeError("and yet the rest is done")
+
+    async def close(self) -> None:
+        self.calls.append("close")
+
+
+class OpensOne(Plugin[None]):
+    """Opens a source for one task type, and fails for the next."""
+
+    name = "opens-one"
+
+    def __init__(self, source: Opened) -> None:
+        super().__init__()
+        self._sources = [source]
+
+    @hookimpl
+    async def open_source(self, worker: Any, task: Any) -> Opened:
+        return self._sources.pop()
+
+
+async def test_source_of_a_plugin_is_closed_when_another_one_cannot_be_opened(
+    watched: tuple[EmbeddedServer, Connections],
+) -> None:
+    server, connections = watched
+    source, left = Opened(), Left()
+    worker = quick_worker(server.url, plugins=[OpensOne(source)])
+    for _ in range(2):
+        worker.handle(unique(), long_enough_to_be_watched)
+    with pytest.raises(Exception, match="pop from empty list"):
+        await worker.start()
+    assert source.calls == ["stop", "close"]
+    await left.nothing()
+    await eventually(connections.none, BOUND_S)
+
+
 @pytest.mark.parametrize("after_turns", [1, 20, 60])
 async def test_start_that_is_given_up_leaves_nothing(
     watched: tuple[EmbeddedServer, Connections], after_turns: int

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import msgspec
 import pytest
 from nats.aio.client import Client
 from nats.js import JetStreamContext
+from nats.js.errors import NotFoundError
 from support import connected, eventually, publish_task, unique
 from worker_process import WorkerProcess, worker_process
 from worker_support import (
@@ -26,6 +28,7 @@ from worker_support import (
     history,
     serving,
     settled,
+    watching_acks,
 )
 
 from dagnats_worker import EmbeddedServer, TaskContext, Worker
@@ -116,8 +119,34 @@ async def test_task_that_was_sent_to_a_frozen_worker_is_not_run_by_it_when_it_wa
     assert await event_types(js, run_id) == COMPLETED_ONCE
 
 
+async def test_lease_that_ran_while_the_worker_was_frozen_is_renewed_at_once(
+    shared_server: EmbeddedServer, nc: Client, js: JetStreamContext, diary: Path
+) -> None:
+    task_type, run_id = unique(), unique()
+    code = f"GO_IDS = False\n{LINGERS}"
+    loop = asyncio.get_running_loop()
+    with worker_process(shared_server.url, task_type, diary, code) as frozen:
+        await eventually(lambda: waiting_pulls(js, task_type))
+        frozen.signal(signal.SIGSTOP)
+        await publish_task(js, task_type, run_id)
+        await eventually(lambda: unacked(js, task_type), what="it lies in the frozen one's socket")
+        almost_over = loop.time() + LEASE.total_seconds() * 0.75
+        await eventually(lambda: loop.time() > almost_over)
+        async with watching_acks(nc, task_type) as acks:
+            frozen.signal(signal.SIGCONT)
+            await eventually(lambda: len(acks.frames) >= 3, what="renewals beyond the first lease")
+            info = await js.consumer_info("TASK_QUEUES", f"workers-{task_type}")
+            let_end(diary, frozen.process.pid)
+            await settled(js, task_type)
+    assert info.num_redelivered == 0
+    assert await event_types(js, run_id) == COMPLETED_ONCE
+
+
 async def waiting_pulls(js: JetStreamContext, task_type: str) -> int:
-    return (await js.consumer_info("TASK_QUEUES", f"workers-{task_type}")).num_waiting or 0
+    """How many pulls are open; the consumer may not be there yet."""
+    with suppress(NotFoundError):
+        return (await js.consumer_info("TASK_QUEUES", f"workers-{task_type}")).num_waiting or 0
+    return 0
 
 
 async def unacked(js: JetStreamContext, task_type: str) -> int:

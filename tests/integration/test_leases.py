@@ -99,7 +99,7 @@ async def test_handlers_five_times_as_long_as_the_lease_run_once(
             for run_id in runs:
                 await completed(js, run_id)
         assert not others.started
-        assert worker.stats().completed == 3
+    assert worker.stats().completed == 3
 
 
 BLOCKING_WORKER = """

@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_support import CORE, environment, one_error_line, run_command
+from cli_support import CORE, environment, in_background, one_error_line, run_command
 from distributions import distribution, plugin_of
+from support import unique
 
+from dagnats_worker import EmbeddedServer
 from dagnats_worker._discovery import forget_installed
 from dagnats_worker.cli._main import run_command_line
 
@@ -557,3 +559,76 @@ def test_command_of_the_core_wins_with_a_warning(site: Path) -> None:
 def test_command_that_is_misspelt_may_be_one_of_a_plugin(site: Path) -> None:
     with_command(site)
     assert "no command 'gret'; did you mean 'greet'?" in one_error_line(run(site, "gret"))
+
+
+# ------------------------------------------------------------------------- run
+
+TELLS = """
+    from __future__ import annotations
+
+    import sys
+    from contextlib import asynccontextmanager
+    from dataclasses import dataclass
+
+    from dagnats_worker import Plugin, hookimpl
+
+    @dataclass(frozen=True)
+    class Settings:
+        word: str = "nothing"
+        times: int = 1
+
+    class One(Plugin[Settings]):
+        name = "tells"
+        settings_type = Settings
+
+        @hookimpl
+        @asynccontextmanager
+        async def worker_scope(self, worker):
+            print(f"tells {self.settings.word * self.settings.times}", file=sys.stderr, flush=True)
+            yield
+"""
+APP = """
+from dagnats_worker import Worker
+
+worker = Worker()
+worker.task("{task_type}")(lambda ctx: None)
+"""
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("-o", "tells.word=ho", "-o", "tells.times=3"), ["tells hohoho"]),
+        (("--no-plugins",), []),
+        ((), ["tells nothing"]),
+    ],
+)
+def test_run_gives_its_options_to_plugins_or_leaves_them_all_out(
+    site: Path, shared_server: EmbeddedServer, arguments: tuple[str, ...], told: list[str]
+) -> None:
+    plain(site, "tells", TELLS)
+    task_type, server = unique("cli"), ("--url", shared_server.url)
+    (site / "app.py").write_text(APP.format(task_type=task_type))
+    command = ("run", "app:worker", *server, *arguments)
+    with in_background(*command, folder=site, PYTHONPATH=f"{CORE}:{site}") as worker:
+        done = run_alone(site, "submit", task_type, "--wait", *server)
+        assert done.stdout == "null\n"
+    assert [line for line in worker.stderr.splitlines() if line.startswith("tells")] == told
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ("tels.word=ho", "did you mean 'tells'?"),
+        ("tells.wrod=ho", "did you mean 'word'?"),
+        ("tells.times=ho", "is not a whole number"),
+        ("tells", "write it as plugin.key=value"),
+    ],
+)
+def test_run_refuses_an_option_that_cannot_be_right(site: Path, option: str, text: str) -> None:
+    plain(site, "tells", TELLS)
+    (site / "app.py").write_text(APP.format(task_type="t"))
+    done = run_alone(site, "run", "app:worker", "-o", option)
+    assert done.returncode != 0
+    assert text in one_error_line(done)

@@ -224,6 +224,23 @@ async def test_stream_that_is_deleted_and_made_again_is_served_again(
         await eventually(lambda: source.ack_wait == seconds(7), BOUND_S)
 
 
+async def test_source_that_breaks_ends_the_worker_and_is_not_silent(
+    shared_server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = quick_worker(shared_server.url)
+    serve(worker, unique(), Log())
+    async with worker:
+        source = worker._running._intakes[0]._source
+
+        async def broken(_: object) -> None:
+            raise ZeroDivisionError("a bug in pulling")
+
+        source._pull = broken
+        async with asyncio.timeout(BOUND_S):
+            assert "a bug in pulling" in await worker.wait_stopped()
+    assert "the worker stops" in caplog.text
+
+
 async def test_frozen_server_is_waited_for(
     nats_server: EmbeddedServer, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -186,8 +186,8 @@ async def test_task_without_a_slot_is_given_back_and_another_worker_runs_it(
         await eventually(given_back, BOUND_S)
         async with other:
             await completed(js, run_id)
-            assert other.stats().completed == 1
-            assert other.stats().redelivered == 1
+        assert other.stats().completed == 1
+        assert other.stats().redelivered == 1
         release.set()
     assert full.stats().completed == 1
 
@@ -274,7 +274,7 @@ async def test_two_workers_share_one_durable_evenly_and_double_nothing(
     runs = await publish_many(js, kind, 200)
     async with workers[0], workers[1]:
         await eventually(lambda: len(log.ended) == 200, BOUND_S)
-        shares = [worker.stats().completed for worker in workers]
+    shares = [worker.stats().completed for worker in workers]
     assert sorted(log.started) == sorted(runs)
     assert sum(shares) == 200
     assert min(shares) >= 50

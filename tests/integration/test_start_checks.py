@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -22,6 +23,7 @@ from support import connected, free_port, unique
 
 from dagnats_worker import (
     ConnectError,
+    Credentials,
     EmbeddedServer,
     StartError,
     UsageError,
@@ -87,6 +89,17 @@ async def test_wrong_credentials_are_said_at_once(server_installed: None, user: 
         worker.handle("any", nothing)
         async with asyncio.timeout(BOUND_S):
             await not_connected(worker, "refused the credentials", server.url)
+
+
+async def test_package_that_the_credentials_need_is_named(
+    shared_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "nkeys", None)  # as if it were not installed
+    seed = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY"
+    credentials = Credentials(nkey_seed=seed)
+    worker = quick_worker(shared_server.url, config={"credentials": credentials})
+    worker.handle("any", nothing)
+    await not_connected(worker, "pip install 'nkeys'")
 
 
 @asynccontextmanager

@@ -30,6 +30,7 @@ from tenacity import (
     wait_exponential_jitter,
     wait_fixed,
     wait_incrementing,
+    wait_none,
     wait_random,
 )
 
@@ -212,6 +213,26 @@ def test_default_is_five_attempts_with_an_exponential_wait() -> None:
         assert delay is not None
         assert 2**attempt <= delay <= 2**attempt + 1
     assert retry.retriable(failed(KeyboardInterrupt()))
+
+
+@pytest.mark.parametrize("name", ["stop", "wait", "retry"])
+@pytest.mark.parametrize("strategy", [3, None, "never", wait_none, stop_after_attempt])
+def test_what_is_no_strategy_is_refused(name: str, strategy: Any) -> None:
+    with pytest.raises(TypeError, match=f"{name} is a strategy of tenacity such as stop_after_at"):
+        Retry(**{name: strategy})
+
+
+@pytest.mark.parametrize("name", ["stop", "wait", "retry"])
+def test_strategy_that_would_have_to_be_awaited_is_refused(name: str) -> None:
+    async def strategy(_: RetryCallState) -> bool:
+        return True
+
+    async def predicate(_: BaseException) -> bool:
+        return True
+
+    for one in (strategy, tenacity.asyncio.retry_if_exception(predicate)):
+        with pytest.raises(TypeError, match=f"{name} is async"):
+            Retry(**{name: one})  # type: ignore[arg-type]  # what is tried here
 
 
 # Our own calls of NATS

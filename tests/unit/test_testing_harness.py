@@ -112,7 +112,7 @@ async def test_the_error_of_a_task_that_is_tried_again_is_told() -> None:
     async with WorkerHarness({"flaky": flaky}) as harness:
         result = await harness.run("flaky")
     assert isinstance(result.verdict, Nak)
-    assert result.outcome == Released("retry", result.verdict.delay)
+    assert result.outcome == Released("retry", result.verdict.delay, "attempt 1")
     assert (result.error, type(result.exception)) == ("attempt 1", ValueError)
     assert harness.dead_letters() == []
 

@@ -1,4 +1,4 @@
-"""One connection to NATS: how it is opened, what is known of it, who is told when it comes and goes."""
+"""One connection to NATS: how it is opened, what is known of it, who is told when it is lost."""
 
 from __future__ import annotations
 
@@ -263,6 +263,8 @@ def _no_server(urls: list[str], reason: BaseException | None, timeout_s: float) 
         return (
             f"the NATS server at {where} refused the credentials; check user, token or creds file"
         )
+    if isinstance(reason, ImportError):
+        return f"these credentials need a package that is missing: pip install '{reason.name}'"
     why = f" ({describe(reason)})" if reason is not None else ""
     return (
         f"no NATS server answered at {where} within {timeout_s:g} s{why}; start one with "
@@ -294,6 +296,6 @@ def check_server(client: NatsClient) -> None:
     if found < OLDEST_SERVER:
         raise ConnectError(
             f"nats-server {found[0]}.{found[1]}.{version.patch} is too old: "
-            f"{OLDEST_SERVER[0]}.{OLDEST_SERVER[1]} or newer is needed for batched reads of streams; "
-            "upgrade it, or `pip install 'dagnats-worker[embedded]'` and use --embedded"
+            f"{OLDEST_SERVER[0]}.{OLDEST_SERVER[1]} or newer is needed for batched reads of "
+            "streams; upgrade it, or `pip install 'dagnats-worker[embedded]'` and use --embedded"
         )

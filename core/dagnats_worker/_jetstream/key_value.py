@@ -1,4 +1,4 @@
-"""Key-value buckets, with what nats-py's own interface lacks: headers and compare-and-set on delete."""
+"""Key-value buckets, with what nats-py's own lack: headers, and compare-and-set on delete."""
 
 from __future__ import annotations
 

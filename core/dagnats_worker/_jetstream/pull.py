@@ -1,15 +1,17 @@
 """Tasks from a pull consumer: pulls of our own, never for more than there are slots.
 
 At most two pulls are open. A task type that has tasks queued asks for exactly what is free, with
-``no_wait``, so that the reservation ends as soon as the queue is empty. An idle one keeps a pull for
-one message open, on which the server sends idle heartbeats. Which pull a message belongs to follows
-from their order: the server serves the pulls of a consumer first come first served.
+``no_wait``, so that the reservation ends as soon as the queue is empty. An idle one keeps a pull
+for one message open, on which the server sends idle heartbeats. The server serves open pulls in
+turn and a message does not say which one it answers, so each pull has a lane, with a subscription
+of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import time
@@ -43,23 +45,30 @@ LOST = ("Consumer Deleted", "Leadership Change", "Server Shutdown")
 """Descriptions of a pull's end after which the consumer is looked up, and made where it is gone."""
 
 
-class Pull:
-    """One open pull request."""
+class Lane:
+    """An inbox, and the one pull that may be open on it.
 
-    __slots__ = ("idle", "number", "opened_at", "overdue_at", "remaining")
+    Attributes:
+        idle: For the pull of an idle task type.
+        number: Of the newest pull; the last token of the subject that the server answers to.
+        remaining: How many messages the open pull may still bring; 0 for none open.
+        opened_at: On the monotonic clock, as ``overdue_at`` is on the loop's.
+    """
 
-    def __init__(
-        self, number: int, remaining: int, *, idle: bool, opened_at: float, overdue_at: float
-    ) -> None:
-        self.number = number
-        self.remaining = remaining
+    __slots__ = ("idle", "inbox", "number", "opened_at", "overdue_at", "remaining", "subscription")
+
+    def __init__(self, *, idle: bool) -> None:
         self.idle = idle
-        self.opened_at = opened_at
-        self.overdue_at = overdue_at
+        self.inbox = ""
+        self.subscription: Subscription | None = None
+        self.number = 0
+        self.remaining = 0
+        self.opened_at = 0.0
+        self.overdue_at = 0.0
 
 
 class PullSource:
-    """The tasks of one consumer. One reader, one subscription, renewed after each reconnect."""
+    """The tasks of one consumer. One reader, long-lived inboxes, new ones after each reconnect."""
 
     confirm_leases = False
     fenced = False
@@ -76,8 +85,7 @@ class PullSource:
         self._slots: Slots | None = None
         self._arrived: deque[Delivery] = deque()
         self._news = asyncio.Event()
-        self._pulls: deque[Pull] = deque()
-        self._count = 0
+        self._lanes = (Lane(idle=True), Lane(idle=False), Lane(idle=False))
         self._backlog = False
         self._stopping = False
         self._not_before = 0.0
@@ -86,8 +94,7 @@ class PullSource:
         self._complaint = ""
         self._doubtful_up_to = 0
         self._failure: BaseException | None = None
-        self._subscription: Subscription | None = None
-        self._inbox = ""
+        self._subscribed = False
         self._tasks: list[asyncio.Task[None]] = []
         self.name = spec.name
         self.ack_wait = timedelta(seconds=30)
@@ -134,9 +141,9 @@ class PullSource:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._subscription is not None and self._client.is_connected:
-            await self._end_subscription(self._subscription)
-        self._subscription = None
+        if self._client.is_connected:
+            await self._end_subscriptions()
+        self._subscribed = False
         while self._arrived:
             delivery = self._arrived.popleft()
             with contextlib.suppress(nats.errors.Error, OSError):  # it comes after its lease
@@ -151,10 +158,10 @@ class PullSource:
 
     # ------------------------------------------------------------------ messages from the server
 
-    def _on_message(self, message: Msg) -> None:
+    def _on_message(self, lane: Lane, message: Msg) -> None:
         reply = message.reply
         if not reply.startswith("$JS.ACK."):
-            self._on_status(message)
+            self._on_status(lane, message)
             return
         info = parse_ack_subject(reply)
         delivery = Delivery(
@@ -166,51 +173,47 @@ class PullSource:
             deliveries=info.deliveries,
             sequence=info.stream_sequence,
             timestamp_ns=info.timestamp_ns,
-            doubtful=info.stream_sequence <= self._doubtful_up_to or self._may_be_late(),
-            sent_after=self._pulls[0].opened_at if self._pulls else 0.0,
+            doubtful=info.stream_sequence <= self._doubtful_up_to or self._may_be_late(lane),
+            sent_after=lane.opened_at if lane.remaining else 0.0,
         )
         # The count of pending messages leaves out those that wait to be delivered again.
         self._backlog = info.pending > 0 or info.deliveries > 1
-        self._count_arrival()
+        self._count_arrival(lane)
         self._arrived.append(delivery)
         self._news.set()
 
-    def _may_be_late(self) -> bool:
+    def _may_be_late(self, lane: Lane) -> bool:
         """Whether a message may have lain in the socket, while we were frozen, beyond its lease.
 
         It came after its pull was opened, so that is the longest it can have lain there.
         """
-        if not self._pulls:
+        if not lane.remaining:
             return True
-        return time.monotonic() - self._pulls[0].opened_at > self.ack_wait.total_seconds()
+        return time.monotonic() - lane.opened_at > self.ack_wait.total_seconds()
 
-    def _count_arrival(self) -> None:
+    def _count_arrival(self, lane: Lane) -> None:
         slots = self._slots
         assert slots is not None, "deliveries() is what subscribes"
-        if not self._pulls:
-            slots.arrived(asked=False)
+        if lane.remaining:
+            lane.remaining -= 1
+            slots.arrived(asked=True, idle=lane.idle)
         else:
-            pull = self._pulls[0]
-            pull.remaining -= 1
-            slots.arrived(asked=True, idle=pull.idle)
-            if pull.remaining == 0:
-                self._pulls.popleft()
+            slots.arrived(asked=False)
         slots.changed.set()
 
-    def _on_status(self, message: Msg) -> None:
+    def _on_status(self, lane: Lane, message: Msg) -> None:
         headers = message.headers or {}
         status = headers.get("Status", "")
         number = int(message.subject.rpartition(".")[2])
-        pull = next((pull for pull in self._pulls if pull.number == number), None)
-        if pull is None:
+        if number != lane.number or not lane.remaining:
             return
         if status == "100":
-            pull.overdue_at = self._loop.time() + self._heartbeats_s()
+            lane.overdue_at = self._loop.time() + self._heartbeats_s()
             return
-        self._end_pull(pull)
+        self._end_pull(lane)
         reason = headers.get("Description", "").strip()
         if status in ("404", "408"):
-            self._backlog = self._backlog and pull.idle
+            self._backlog = self._backlog and lane.idle
         elif status == "503" or any(text in reason for text in LOST):
             self._consumer_lost = reason or "nobody answers for it"
         else:
@@ -220,15 +223,18 @@ class PullSource:
     def _heartbeats_s(self) -> float:
         return self._config.pull_heartbeat.total_seconds() * HEARTBEATS_MISSED_MAX
 
-    def _end_pull(self, pull: Pull) -> None:
-        self._pulls.remove(pull)
+    def _end_pull(self, lane: Lane) -> None:
+        remaining, lane.remaining = lane.remaining, 0
         if self._slots is not None:
-            self._slots.take_back(pull.remaining, idle=pull.idle)
+            self._slots.take_back(remaining, idle=lane.idle)
             self._slots.changed.set()
 
+    def _open(self) -> list[Lane]:
+        return [lane for lane in self._lanes if lane.remaining]
+
     def _forget_pulls(self) -> None:
-        while self._pulls:
-            self._end_pull(self._pulls[0])
+        for lane in self._open():
+            self._end_pull(lane)
 
     # ------------------------------------------------------------------ pulling
 
@@ -248,52 +254,51 @@ class PullSource:
 
     @property
     def _may_ask(self) -> bool:
-        return self._client.is_connected and self._subscription is not None
+        return self._client.is_connected and self._subscribed
 
     async def _pull(self, slots: Slots) -> None:
-        while len(self._pulls) < PULLS_OPEN_MAX:
+        idle, *draining = self._lanes
+        while len(self._open()) < PULLS_OPEN_MAX:
             backlog = self._backlog and not slots.only_idle
             if backlog and (free := slots.free()):
                 slots.ask(free)
-                if not await self._request(free, idle=False):
-                    return
-            elif not backlog and any(pull.idle for pull in self._pulls):
+                lane = next(lane for lane in draining if not lane.remaining)
+                sent = await self._request(lane, free)
+            elif not backlog and idle.remaining:
                 return
             elif not backlog and slots.may_idle():
                 slots.ask_idle()
-                if not await self._request(1, idle=True):
-                    return
+                sent = await self._request(idle, 1)
             else:
                 slots.want()
                 return
+            if not sent:
+                return
 
-    async def _request(self, batch: int, *, idle: bool) -> bool:
+    async def _request(self, lane: Lane, batch: int) -> bool:
         """Open a pull; False where the connection takes nothing at the moment."""
-        self._count += 1
         config = self._config
-        if idle:
-            body = {
-                "batch": batch,
-                "expires": _ns(config.pull_expires),
-                "idle_heartbeat": _ns(config.pull_heartbeat),
-            }
+        body: dict[str, int | bool] = {"batch": batch}
+        if lane.idle:
+            body["expires"] = _ns(config.pull_expires)
+            body["idle_heartbeat"] = _ns(config.pull_heartbeat)
             overdue_s = self._heartbeats_s()
         else:
-            body = {"batch": batch, "expires": _ns(config.drain_pull_expires), "no_wait": True}
+            body["expires"] = _ns(config.drain_pull_expires)
+            body["no_wait"] = True
             overdue_s = config.drain_pull_expires.total_seconds() + UNANSWERED_GRACE_S
-        now = self._loop.time()
-        opened_at = time.monotonic()
-        pull = Pull(self._count, batch, idle=idle, opened_at=opened_at, overdue_at=now + overdue_s)
-        self._pulls.append(pull)
+        lane.number += 1
+        lane.remaining = batch
+        lane.opened_at = time.monotonic()
+        lane.overdue_at = self._loop.time() + overdue_s
         try:
             await self._client.publish(
-                self._request_subject, json.dumps(body).encode(), f"{self._inbox}.{pull.number}"
+                self._request_subject, json.dumps(body).encode(), f"{lane.inbox}.{lane.number}"
             )
         except (nats.errors.Error, OSError) as error:
             logger.debug("pull from %s: %r", self.name, error)
             self._not_before = self._loop.time() + LOOK_EVERY_S
-            if pull in self._pulls:
-                self._end_pull(pull)
+            self._end_pull(lane)
             return False
         return True
 
@@ -301,9 +306,11 @@ class PullSource:
         """Where the loop was blocked, answers wait to be read, so it counts only up to then."""
         last, self._looked_at = self._looked_at, self._loop.time()
         now = min(self._looked_at, last + LOOK_EVERY_S)
-        for pull in [pull for pull in self._pulls if pull.overdue_at < now]:
+        for lane in self._open():
+            if lane.overdue_at >= now:
+                continue
             logger.warning("pull from %s was not answered; asking again", self.name)
-            self._end_pull(pull)
+            self._end_pull(lane)
             self._consumer_lost = "it does not answer"
 
     async def _recover(self) -> None:
@@ -343,17 +350,22 @@ class PullSource:
     # ------------------------------------------------------------------ the connection
 
     async def _subscribe(self) -> None:
-        self._inbox = self._client.new_inbox()
-        self._subscription = await subscribe(self._client, f"{self._inbox}.*", self._on_message)
+        for lane in self._lanes:
+            lane.inbox = self._client.new_inbox()
+            take = functools.partial(self._on_message, lane)
+            lane.subscription = await subscribe(self._client, f"{lane.inbox}.*", take)
+        self._subscribed = True
 
     async def _connection_lost(self) -> None:
-        """Old pulls must not deliver to us after the reconnect, so their inbox is dropped."""
-        subscription, self._subscription = self._subscription, None
-        if subscription is not None and not self._client.is_connected:
-            with contextlib.suppress(nats.errors.Error):  # it is closed for good, and takes nothing
-                await subscription.unsubscribe()
-        elif subscription is not None:
-            await self._end_subscription(subscription)
+        """Old pulls must not deliver to us after the reconnect, so their inboxes are dropped."""
+        self._subscribed = False
+        if self._client.is_connected:
+            await self._end_subscriptions()
+        for lane in self._lanes:
+            subscription, lane.subscription = lane.subscription, None
+            if subscription is not None:
+                with contextlib.suppress(nats.errors.Error):  # closed for good, it takes nothing
+                    await subscription.unsubscribe()
         self._forget_pulls()
 
     async def _connection_back(self) -> None:
@@ -365,13 +377,17 @@ class PullSource:
         if self._slots is not None:
             self._slots.changed.set()
 
-    async def _end_subscription(self, subscription: Subscription) -> None:
+    async def _end_subscriptions(self) -> None:
         """Unsubscribe, and still take what the server has sent before it knew."""
-        try:
-            async with asyncio.timeout(self._config.request_timeout.total_seconds()):
-                await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py
-        except (TimeoutError, Exception) as error:  # noqa: BLE001 - whatever nats-py makes of a dying connection
-            logger.debug("ending the subscription of %s: %r", self.name, error)
+        for lane in self._lanes:
+            subscription, lane.subscription = lane.subscription, None
+            if subscription is None:
+                continue
+            try:
+                async with asyncio.timeout(self._config.request_timeout.total_seconds()):
+                    await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py
+            except (TimeoutError, Exception) as error:  # noqa: BLE001 - whatever nats-py makes of a dying connection
+                logger.debug("ending a subscription of %s: %r", self.name, error)
 
 
 def _ns(duration: timedelta) -> int:

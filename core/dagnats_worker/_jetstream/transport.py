@@ -202,8 +202,9 @@ async def _leases(
         if opened.owned or not isinstance(error, ConnectError | TimeoutError):
             raise
         logger.warning(
-            "the client that was handed over cannot be opened a second time (%s); leases are renewed "
-            "on the event loop, so a handler that blocks it may lose its task to another worker",
+            "the client that was handed over cannot be opened a second time (%s); leases are "
+            "renewed on the event loop, so a handler that blocks it may lose its task to another "
+            "worker",
             error,
         )
         return LoopLeases(config, opened.client)

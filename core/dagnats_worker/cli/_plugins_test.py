@@ -39,7 +39,7 @@ def test(name: str | None, pytest_arguments: tuple[str, ...]) -> int:
       dagnats-worker plugins test checkpoint -- -k cancelled
     """
     # The testing kit brings nats-py, which `--help` does not need.
-    from dagnats_worker.testing._contract_pytest import has_pytest, run_pytest  # noqa: PLC0415
+    from dagnats_worker.testing._contract_pytest import has_pytest, run_pytest  # noqa: PLC0415 - see above
 
     if not has_pytest():
         raise PluginError("pytest runs the contract, and it is not installed: pip install pytest")

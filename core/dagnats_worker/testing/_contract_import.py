@@ -9,6 +9,8 @@ import sys
 from dataclasses import dataclass
 
 BOUND_S = 120.0
+KEPT = ("APPDATA", "HOME", "LANG", "LC_ALL", "PATH", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR")
+"""Variables that the child has; what this process was told, or the plugin has set, is not there."""
 
 # Runs in the child. Time is that of the processor, so that a busy machine does not count.
 SCRIPT = """
@@ -23,12 +25,19 @@ import importlib, logging, os, signal, threading
 
 WATCHED = (
     "socket.__new__", "socket.connect", "socket.bind", "socket.getaddrinfo", "subprocess.Popen",
-    "os.fork", "os.posix_spawn", "os.system", "_thread.start_new_thread",
+    "os.fork", "os.posix_spawn", "os.system",
 )
 done = []
 
+def start_thread(self):
+    watch("threading.Thread.start", ())
+    return really_start_thread(self)
+
+really_start_thread = threading.Thread.start
+threading.Thread.start = start_thread
+
 def watch(event, arguments):
-    if watching and event in WATCHED:
+    if watching and event in (*WATCHED, "threading.Thread.start"):
         done.append(event)
 
 def state():
@@ -42,6 +51,10 @@ def state():
         "working directory": os.getcwd(),
         "sys.excepthook": repr(sys.excepthook),
     }
+
+for one in signal.valid_signals() - {signal.SIGPIPE}:
+    if signal.getsignal(one) is signal.SIG_IGN:  # inherited from who has imported the plugin before
+        signal.signal(one, signal.SIG_DFL)
 
 watching = False
 sys.addaudithook(watch)
@@ -87,9 +100,14 @@ def import_alone(module: str) -> Imported:
         capture_output=True,
         text=True,
         timeout=BOUND_S,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env=_environment(),
         check=False,
     )
     assert done.returncode == 0, f"importing {module} in a fresh interpreter fails:\n{done.stderr}"
     report = done.stdout.splitlines()[-1]
     return Imported(**json.loads(report))
+
+
+def _environment() -> dict[str, str]:
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    return kept | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
