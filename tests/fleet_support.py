@@ -224,6 +224,7 @@ class Proxy:
     Attributes:
         swallow: Take bytes of both directions and pass none on: a half-open connection.
         delay_s: Hold every chunk back for so long, in order.
+        heard: While it is clear, what clients say is held back; they hear the server all the same.
     """
 
     def __init__(self, url: str) -> None:
@@ -234,7 +235,8 @@ class Proxy:
         self.swallow = False
         self.delay_s = 0.0
         self.accepted = 0
-        self.refuse = False
+        self.heard = asyncio.Event()
+        self.heard.set()
 
     @property
     def url(self) -> str:
@@ -267,13 +269,11 @@ class Proxy:
         self._writers.add(writer)
         upstream: asyncio.StreamWriter | None = None
         try:
-            if self.refuse:
-                return
             self.accepted += 1
             back, upstream = await asyncio.open_connection(self._target.hostname, self._target.port)
             self._writers.add(upstream)
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._relay(reader, upstream))
+                group.create_task(self._relay(reader, upstream, self.heard))
                 group.create_task(self._relay(back, writer))
         except* OSError:
             pass
@@ -284,10 +284,17 @@ class Proxy:
                     self._writers.discard(one)
             self._tasks.discard(task)
 
-    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _relay(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        may_pass: asyncio.Event | None = None,
+    ) -> None:
         while data := await reader.read(65536):
             if self.delay_s:
                 await asyncio.sleep(self.delay_s)
+            if may_pass is not None:
+                await may_pass.wait()
             if not self.swallow:
                 writer.write(data)
                 await writer.drain()

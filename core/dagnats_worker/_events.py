@@ -198,9 +198,11 @@ class Events:
         await self._transport.send(subject, data, headers or None)
 
     async def announce(
-        self, execution: Execution, subject: str, headers: dict[str, str], event_type: str = ""
+        self, execution: Execution, subject: str, headers: dict[str, str]
     ) -> dict[str, str]:
-        """Let plugins change the headers of a message of a task; returns those to be sent.
+        """Let plugins change the headers of a message that is no event; returns those to be sent.
+
+        It may be sent from any task, as a handler sends chunks, and not in the walk alone.
 
         Raises:
             PluginError: A required plugin failed; the message is not to be sent.
@@ -208,10 +210,8 @@ class Events:
         implementations = self._hooks.pre_publish
         if not implementations:
             return headers
-        message = Message(subject, headers, event_type)
-        ctx = execution.context
-        walking = execution.inflight if event_type else None  # a chunk may come from any task
-        await self._hooks.require(implementations, walking, ctx=ctx, message=message)
+        message = Message(subject, headers)
+        await self._hooks.require(implementations, ctx=execution.context, message=message)
         return sendable(message.headers, implementations)
 
     async def heartbeat(self, execution: Execution) -> None:
@@ -271,8 +271,12 @@ class Events:
     ) -> Sending:
         subject = history_subject(event.run_id)
         headers = execution.trace_headers()
-        if self._hooks.pre_publish:
-            headers = await self.announce(execution, subject, headers, event.type)
+        implementations = self._hooks.pre_publish
+        if implementations:
+            message = Message(subject, headers, event.type)
+            ctx, inflight = execution.context, execution.inflight
+            await self._hooks.require(implementations, inflight, ctx=ctx, message=message)
+            headers = sendable(message.headers, implementations)
         if headers:
             event.trace_parent = headers.get("traceparent", "")
             event.trace_state = headers.get("tracestate", "")

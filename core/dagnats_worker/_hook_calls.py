@@ -20,8 +20,6 @@ CONTROL_FLOW = (EndTask, DelayTask, SkipTask)
 ENDS_TASKS = "pre_handle"
 """The one hook that may raise those; anywhere else the task is on its way already."""
 
-NOT_SEEN = 0.0
-
 MemberState = Literal["active", "quarantined", "failed"]
 Known = dict[str, Any]
 Call = Callable[[Any], Any]
@@ -100,27 +98,39 @@ class Watched(Protocol):
 
     Attributes:
         task: What is cancelled then.
-        hook: What is awaited now, and is looked at by the clock.
-        hook_since: When the clock has seen it first, so that a call need not ask for the time.
+        hook: What is awaited now; the clock puts a ``Seen`` in its place.
         hook_late: How often the clock has cancelled it.
     """
 
     task: asyncio.Task[Any] | None
-    hook: Implementation | None
-    hook_since: float
+    hook: Implementation | Seen | None
     hook_late: int
 
 
 class Caller:
     """What awaits hooks elsewhere than in the walk of a task, which has its ``InFlight``."""
 
-    __slots__ = ("__weakref__", "hook", "hook_late", "hook_since", "task")
+    __slots__ = ("__weakref__", "hook", "hook_late", "task")
 
     def __init__(self) -> None:
         self.task: asyncio.Task[Any] | None = asyncio.current_task()
-        self.hook: Implementation | None = None
-        self.hook_since = NOT_SEEN
+        self.hook: Implementation | Seen | None = None
         self.hook_late = 0
+
+
+class Seen:
+    """A call that the clock has seen, so that no call has to ask for the time.
+
+    The next call puts its own implementation in this one's place.
+    """
+
+    __slots__ = ("implementation", "label", "member", "since")
+
+    def __init__(self, implementation: Implementation, since: float) -> None:
+        self.implementation = implementation
+        self.label = implementation.label
+        self.member = implementation.member
+        self.since = since
 
 
 class Implementation:
@@ -131,10 +141,20 @@ class Implementation:
         function: The plugin's own.
         invoke: Calls it with those of the known arguments that it takes.
         is_async: What ``invoke`` gives is a coroutine, without a look at it.
+        argument: The only one that it takes; None where it is to be called by ``invoke``.
         failures: In a row, up to now.
     """
 
-    __slots__ = ("failures", "function", "hook", "invoke", "is_async", "label", "member")
+    __slots__ = (
+        "argument",
+        "failures",
+        "function",
+        "hook",
+        "invoke",
+        "is_async",
+        "label",
+        "member",
+    )
 
     def __init__(
         self,
@@ -144,6 +164,7 @@ class Implementation:
         invoke: Call,
         *,
         is_async: bool,
+        argument: str | None = None,
         label: str = "",
     ) -> None:
         self.hook = hook
@@ -151,6 +172,7 @@ class Implementation:
         self.function = function
         self.invoke = invoke
         self.is_async = is_async
+        self.argument = argument
         self.label = label or hook
         self.failures = 0
 
@@ -171,8 +193,7 @@ Implementations = tuple[Implementation, ...]
 
 async def call(implementation: Implementation, watched: Watched, known: Any) -> Any:
     """Call one implementation and await it, for at most as long as the clock allows."""
-    outer, outer_since = watched.hook, watched.hook_since
-    watched.hook, watched.hook_since = implementation, NOT_SEEN
+    outer, watched.hook = watched.hook, implementation
     try:
         answer = implementation.invoke(known)
         if implementation.is_async or (answer is not None and inspect.isawaitable(answer)):
@@ -183,7 +204,7 @@ async def call(implementation: Implementation, watched: Watched, known: Any) -> 
             raise
         raise reason from error
     finally:
-        watched.hook, watched.hook_since = outer, outer_since
+        watched.hook = outer
         if watched.hook_late:
             _take_back(watched)
     return answer
@@ -210,15 +231,19 @@ async def walk(
     Returns:
         That answer; None where there is none, or where nobody is to answer.
     """
-    outer, outer_since = watched.hook, watched.hook_since
+    outer = watched.hook
     try:
         for implementation in implementations:
             watched.hook = implementation
-            watched.hook_since = NOT_SEEN
             try:
-                answer = implementation.invoke(known)
-                if implementation.is_async or (answer is not None and inspect.isawaitable(answer)):
-                    answer = await answer
+                if implementation.argument:
+                    answer = await implementation.function(known[implementation.argument])
+                else:
+                    answer = implementation.invoke(known)
+                    if implementation.is_async or (
+                        answer is not None and inspect.isawaitable(answer)
+                    ):
+                        answer = await answer
                 if accept is not None and answer is not None:
                     return accept(answer)
             except BaseException as error:  # noqa: BLE001 - sorted out there
@@ -226,10 +251,10 @@ async def walk(
             else:
                 if implementation.failures:
                     implementation.failures = 0
-                if watched.hook_late:
-                    _take_back(watched)
     finally:
-        watched.hook, watched.hook_since = outer, outer_since
+        watched.hook = outer
+        if watched.hook_late:
+            _take_back(watched)
     return None
 
 

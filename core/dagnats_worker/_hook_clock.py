@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from time import monotonic
 
-from dagnats_worker._hook_calls import NOT_SEEN, Watched
+from dagnats_worker._hook_calls import Implementation, Seen, Watched
 
 logger = logging.getLogger("dagnats_worker.plugins")
 
@@ -43,23 +43,23 @@ class HookClock:
             await asyncio.sleep(min(TICK_MAX_S, self._limit_s / TICKS_PER_LIMIT))
             now = monotonic()
             for watched in self._watched():
-                if watched.hook is None:
-                    continue
-                if watched.hook_since == NOT_SEEN:
-                    watched.hook_since = now
-                elif now - watched.hook_since > self._limit_s:
-                    self._cancel(watched, now)
+                self._look_at(watched, now)
 
-    def _cancel(self, watched: Watched, now: float) -> None:
-        assert watched.hook is not None, "it is late"
+    def _look_at(self, watched: Watched, now: float) -> None:
         hook = watched.hook
+        if isinstance(hook, Implementation):
+            watched.hook = Seen(hook, now)
+        elif hook is not None and now - hook.since > self._limit_s:
+            self._cancel(watched, hook, now)
+
+    def _cancel(self, watched: Watched, hook: Seen, now: float) -> None:
         if watched.hook_late:
             logger.error(
                 "plugin %r, %s ignores that it is cancelled; it is cancelled again",
                 hook.member.name,
                 hook.label,
             )
-        watched.hook_since = now  # it has the same time again to come to its end
+        hook.since = now  # it has the same time again to come to its end
         watched.hook_late += 1
         if watched.task is not None:
             watched.task.cancel()

@@ -12,7 +12,7 @@ from dagnats_worker._transport import Delivery, Source
 
 if TYPE_CHECKING:
     from dagnats_worker._execution import Execution
-    from dagnats_worker._hook_calls import Implementation
+    from dagnats_worker._hook_calls import Implementation, Seen
 
 RENEWALS_PER_LEASE = 3
 
@@ -42,7 +42,6 @@ class InFlight:
         in_handler: An interruption reaches the handler and nothing else.
         waits_for_handler: The handler cannot be interrupted by a cancelled run; its end is awaited.
         hook: The plugin's hook that is awaited now.
-        hook_since: When the clock of hooks saw it first; 0 before.
         hook_late: How often the clock has cancelled it.
         watched: The run is watched for cancellation.
         settled: The verdict is on its way, so the message may be delivered again at any moment.
@@ -57,7 +56,6 @@ class InFlight:
         "execution",
         "hook",
         "hook_late",
-        "hook_since",
         "in_handler",
         "received_at",
         "renew_until",
@@ -87,8 +85,7 @@ class InFlight:
         self.cancelled_task = False
         self.ending: Ending | None = None
         self.execution: Execution | None = None
-        self.hook: Implementation | None = None
-        self.hook_since = 0.0
+        self.hook: Implementation | Seen | None = None
         self.hook_late = 0
         self.task: asyncio.Task[Any] | None = None
 

@@ -194,7 +194,22 @@ def _compiled(hook: str, member: Member, implementation: pluggy.HookImpl) -> Imp
     if hook in SCOPES and hook != "child_scope":
         return ScopeImplementation(hook, member, function, invoke, wrap)
     is_async = inspect.iscoroutinefunction(function)
-    return Implementation(hook, member, function, wrap(hook, member, invoke), is_async=is_async)
+    return Implementation(
+        hook,
+        member,
+        function,
+        wrap(hook, member, invoke),
+        is_async=is_async,
+        argument=_only_argument(hook, function) if is_async and wrap is _as_it_is else None,
+    )
+
+
+def _only_argument(hook: str, function: Callable[..., Any]) -> str | None:
+    match taken_arguments(hook, function):
+        case [name], []:
+            return name
+        case _:
+            return None
 
 
 def _invoking(hook: str, function: Callable[..., Any]) -> Call:

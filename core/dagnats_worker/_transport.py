@@ -246,8 +246,8 @@ class KeyValue(Protocol):
         """Write a key and return its revision.
 
         Raises:
-            KeyValueError: Also where ``expected_revision`` (0: no such key) is not the newest one;
-                its ``conflict`` is then true.
+            KeyValueError: Also where ``expected_revision`` (0: no such key, or a deleted one) is
+                not the newest one; its ``conflict`` is then true.
         """
         ...
 

@@ -17,7 +17,7 @@ from time import monotonic
 from types import CodeType, FrameType
 from typing import Any
 
-from dagnats_worker._hook_calls import Implementation, Member
+from dagnats_worker._hook_calls import Implementation, Member, Seen
 from dagnats_worker._inflight import Held, InFlight
 from dagnats_worker._plugin_checks import HOOKS
 from dagnats_worker._plugins import Hooks
@@ -131,7 +131,7 @@ class Watchdog:
 
     def _hook_of(
         self, task: asyncio.Task[Any] | None, inflight: InFlight | None
-    ) -> Implementation | None:
+    ) -> Implementation | Seen | None:
         if inflight is not None and inflight.hook is not None:
             return inflight.hook
         for caller in self._hooks.callers.copy():

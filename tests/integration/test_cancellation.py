@@ -217,7 +217,7 @@ async def test_running_handler_is_cancelled_and_nothing_is_published(
         await eventually(lambda: len(acks.verdicts) == 2)
         assert watched.told == [(run_id, True)] * 2
         assert acks.verdicts == [b"+ACK"] * 2
-        assert worker.stats().slots_in_use == 1
+        await eventually(lambda: worker.stats().slots_in_use == 1)
         await cancel(js, other_run, by)
         await settled(js, task_type)
     own = [kind for kind in await event_types(js, run_id) if kind.startswith("step.")]

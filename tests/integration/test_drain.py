@@ -259,6 +259,10 @@ async def test_second_signal_forces_the_end(
             await stops_pulling(js, kind)
         process.signal(signal.SIGINT)  # another one, because two of a kind may become one
         assert await process.exit_code(20) == 130
+        if which != "-blocking":
+            assert "forced to stop" in process.output
+        if not which:
+            assert f"cancelled {run_id}" in process.output
 
 
 # ------------------------------------------------------------------------- what is left behind

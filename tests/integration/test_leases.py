@@ -20,6 +20,7 @@ import pytest
 from fleet_support import (
     BOUND_S,
     Log,
+    Proxy,
     WorkerProcess,
     api,
     completed,
@@ -162,6 +163,37 @@ async def test_renewal_ends_and_another_worker_takes_over(
     events = await event_types(js, run_id)
     assert events.count("step.completed") == 1, events
     assert "step.failed" not in events
+
+
+async def test_start_that_arrives_late_does_not_undo_what_another_worker_has_done(
+    shared_server: EmbeddedServer, js: JetStreamContext
+) -> None:
+    kind, run_id, log, others = unique(), unique(), Log(), Log()
+    release = asyncio.Event()
+    async with Proxy(shared_server.url) as proxy:
+        worker = quick_worker(proxy.url)
+
+        @worker.task(kind, ack_wait=LEASE)
+        async def handle(ctx: TaskContext) -> None:
+            async with log.running_task(ctx.run_id):
+                await release.wait()
+
+        async with worker:
+
+            async def pulls() -> bool:
+                return bool((await consumer_info(js, kind))["num_waiting"])
+
+            await eventually(pulls, BOUND_S)
+            proxy.heard.clear()
+            await publish_task(js, kind, run_id)
+            await eventually(lambda: log.running == 1, BOUND_S)
+            async with rival(shared_server.url, kind, others):
+                await completed(js, run_id)
+            proxy.heard.set()
+            release.set()
+            await eventually(lambda: log.ended, BOUND_S)
+    assert others.started == [run_id]
+    assert await event_types(js, run_id) == ["step.started", "step.completed", "step.started"]
 
 
 async def test_lease_that_another_starter_shortens_is_renewed_in_time(

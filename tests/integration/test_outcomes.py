@@ -184,7 +184,7 @@ async def test_async_handler_is_cancelled_when_its_time_is_over(
     ) as worker:
         await publish_task(js, task_type, run_id, **MANAGED)
         event = await outcome(js, task_type, run_id)
-        assert worker.stats().slots_in_use == 0
+        await eventually(lambda: worker.stats().slots_in_use == 0)
     assert event.failure == ("retriable", "timeout after 0.1 s")
     assert told == [True]
 
