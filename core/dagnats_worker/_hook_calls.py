@@ -210,7 +210,7 @@ async def call(implementation: Implementation, watched: Watched, known: Any) -> 
     return answer
 
 
-async def walk(
+async def walk(  # noqa: C901 - twenty calls a task are made here, without a function between
     implementations: Implementations,
     watched: Watched,
     known: Known,
@@ -220,8 +220,7 @@ async def walk(
 ) -> Any:
     """Call each in order, for at most as long as the clock allows each.
 
-    Twenty calls for a task are usual where there are plugins, so they are made here, without a
-    function between. Walks can be nested: what a hook sends for its task is shown to others.
+    Walks can be nested: what a hook sends for its task is shown to others.
 
     Args:
         vital: The error of a required plugin ends the walk and is raised; all others are logged.

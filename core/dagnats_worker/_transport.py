@@ -101,8 +101,8 @@ class Source(Protocol):
     """Where the tasks of one task type and group come from.
 
     A plugin may answer ``open_source`` with its own. It accounts for each message through
-    ``slots``, so that the worker never holds more than it has slots for, and that a task type with nothing
-    queued keeps no slots from the others:
+    ``slots``, so that the worker never holds more than it has slots for, and that a task type with
+    nothing queued keeps no slots from the others:
 
     - While tasks are queued it asks for ``slots.free()`` of them, and does not wait for more.
     - With nothing queued, and where ``slots.may_idle()``, it waits for one message.
