@@ -51,7 +51,7 @@ class Row:
             case kind if kind == STEP_RELEASED:
                 self.state = "retrying"
                 self.retry_at = time.monotonic() + payload.get("delay_ms", 0) / 1000
-                self.last = f"attempt {self.attempt} failed"
+                self.last = f"attempt {self.attempt} failed: {payload.get('error', '')}"
             case kind if kind == STEP_COMPLETED:
                 self._end("completed", event, _json.encode(event.payload).decode())
             case kind if kind == STEP_FAILED:

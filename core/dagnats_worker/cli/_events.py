@@ -148,7 +148,8 @@ def explain(event: RunEvent) -> str:
     if event.type == STEP_FAILED and "error" in fields:
         return f"{fields['error']} ({fields.get('failure_type', 'non_retriable')})"
     if event.type == STEP_RELEASED and "reason" in fields:
-        return f"{fields['reason']}, again in {fields.get('delay_ms', 0)} ms"
+        why = f": {fields['error']}" if fields.get("error") else ""
+        return f"{fields['reason']}, again in {fields.get('delay_ms', 0)} ms{why}"
     return "" if payload is None else _json.encode(payload).decode()
 
 
