@@ -259,7 +259,7 @@ async def test_process_of_a_handler_ends_with_the_drain(
     assert await event_types(js, run_id) == ["step.started", "step.released"]
 
 
-@pytest.mark.parametrize("which", ["", "-thread", "-stubborn", "-blocking"])
+@pytest.mark.parametrize("which", ["", "-thread", "-stubborn"])
 async def test_second_signal_forces_the_end(
     shared_server: EmbeddedServer, js: JetStreamContext, tmp_path: Path, which: str
 ) -> None:
@@ -268,13 +268,22 @@ async def test_second_signal_forces_the_end(
         await publish_task(js, f"{kind}{which}", run_id)
         await process.line(f"started {run_id}")
         process.signal()
-        if which != "-blocking":
-            await stops_pulling(js, kind)
+        await stops_pulling(js, kind)
+        process.signal()
+        assert await process.exit_code(20) == 130
+        assert "forced to stop" in process.output
+        assert which or f"cancelled {run_id}" in process.output
+
+
+async def test_second_signal_forces_the_end_of_a_handler_that_blocks_the_loop(
+    shared_server: EmbeddedServer, js: JetStreamContext, tmp_path: Path
+) -> None:
+    kind, run_id = unique(), unique()
+    async with program(shared_server, kind, tmp_path, drain_s=60) as process:
+        await publish_task(js, f"{kind}-blocking", run_id)
+        await process.line(f"started {run_id}")
+        process.signal()
         assert await signalled_until_it_ends(process) == 130
-        if which != "-blocking":
-            assert "forced to stop" in process.output
-        if not which:
-            assert f"cancelled {run_id}" in process.output
 
 
 # ------------------------------------------------------------------------- what is left behind
