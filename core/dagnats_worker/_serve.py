@@ -43,12 +43,24 @@ def serve(worker: Worker) -> int:
         0 when every handler has ended by itself, 3 when some had to be cut off after
         ``drain_timeout``, 130 when a second signal forced the end, 1 when the worker broke.
     """
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with _ignored_signals(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
         code = runner.run(serve_async(worker))
         closed = _end_process(CLOSED_WITHIN_S, code)
         runner.close()
         closed.cancel()
     return code
+
+
+@contextmanager
+def _ignored_signals() -> Iterator[None]:
+    """Outside ``serve_async``, which handles them: one that comes while the loop is closed, and the
+    exit code is known, changes nothing any more."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _end_process(after_s: float, code: int) -> threading.Timer:
