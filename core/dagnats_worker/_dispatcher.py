@@ -14,6 +14,7 @@ from dagnats_worker._dead_letters import DeadLetters
 from dagnats_worker._ending import Plan, plan
 from dagnats_worker._events import Events, SupersededError
 from dagnats_worker._execution import Environment, Execution
+from dagnats_worker._hook_calls import LENIENT, VITAL, walk
 from dagnats_worker._inflight import InFlight
 from dagnats_worker._outcome import (
     Outcome,
@@ -99,7 +100,7 @@ class Dispatcher:
             if outcome is None:
                 if self._hooks.pre_handle:
                     ctx = execution.context
-                    await self._hooks.require(self._hooks.pre_handle, execution.inflight, ctx=ctx)
+                    await walk(self._hooks.pre_handle, execution.inflight, {"ctx": ctx}, VITAL)
                 if execution.inflight.ending is not None:
                     return Nak(AT_ONCE)
                 await self._events.started(execution)
@@ -134,7 +135,8 @@ class Dispatcher:
         if self._hooks.on_complete and isinstance(ending.verdict, Ack):
             ctx = execution.context
             inflight = execution.inflight
-            await self._hooks.notify(self._hooks.on_complete, inflight, ctx=ctx, outcome=outcome)
+            known = {"ctx": ctx, "outcome": outcome}
+            await walk(self._hooks.on_complete, inflight, known, LENIENT)
         self._counters.ended(outcome)
         return ending.verdict
 

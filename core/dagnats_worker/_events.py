@@ -12,6 +12,7 @@ import msgspec
 from dagnats_worker._config import WorkerConfig
 from dagnats_worker._counters import Counters
 from dagnats_worker._execution import Execution
+from dagnats_worker._hook_calls import VITAL, walk
 from dagnats_worker._message_headers import sendable
 from dagnats_worker._outcome import Completed, Continued, Failed, Outcome, Paused, Released
 from dagnats_worker._plugins import Hooks
@@ -274,9 +275,9 @@ class Events:
         implementations = self._hooks.pre_publish
         if implementations:
             message = Message(subject, headers, event.type)
-            ctx, inflight = execution.context, execution.inflight
-            await self._hooks.require(implementations, inflight, ctx=ctx, message=message)
-            headers = sendable(message.headers, implementations)
+            known = {"ctx": execution.context, "message": message}
+            await walk(implementations, execution.inflight, known, VITAL)
+            headers = sendable(message.headers, implementations) if message.headers else {}
         if headers:
             event.trace_parent = headers.get("traceparent", "")
             event.trace_state = headers.get("tracestate", "")

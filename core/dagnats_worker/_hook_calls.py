@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, Protocol
 
@@ -19,6 +19,9 @@ FAILURES_MAX_DEFAULT = 10
 CONTROL_FLOW = (EndTask, DelayTask, SkipTask)
 ENDS_TASKS = "pre_handle"
 """The one hook that may raise those; anywhere else the task is on its way already."""
+
+NO_ARGUMENT = ""
+VITAL, LENIENT = True, False
 
 MemberState = Literal["active", "quarantined", "failed"]
 Known = dict[str, Any]
@@ -141,7 +144,8 @@ class Implementation:
         function: The plugin's own.
         invoke: Calls it with those of the known arguments that it takes.
         is_async: What ``invoke`` gives is a coroutine, without a look at it.
-        argument: The only one that it takes; None where it is to be called by ``invoke``.
+        argument: The only one that it takes, or ``NO_ARGUMENT``; None where it is to be called by
+            ``invoke``.
         failures: In a row, up to now.
     """
 
@@ -188,16 +192,29 @@ class Implementation:
             self.member.leave("quarantined")
 
 
-Implementations = tuple[Implementation, ...]
+class Implementations(tuple[Implementation, ...]):
+    """The implementations of one hook, in order.
+
+    Attributes:
+        steps: What a walk needs of each; to unpack it is faster than to look it up.
+        failing: Those whose last call has failed.
+    """
+
+    steps: tuple[tuple[Implementation, Callable[..., Any], str | None], ...]
+    failing: set[Implementation]
+
+    def __new__(cls, implementations: Iterable[Implementation] = ()) -> Implementations:
+        self = super().__new__(cls, implementations)
+        self.steps = tuple((one, one.function, one.argument) for one in self)
+        self.failing = {one for one in self if one.failures}
+        return self
 
 
 async def call(implementation: Implementation, watched: Watched, known: Any) -> Any:
     """Call one implementation and await it, for at most as long as the clock allows."""
     outer, watched.hook = watched.hook, implementation
     try:
-        answer = implementation.invoke(known)
-        if implementation.is_async or (answer is not None and inspect.isawaitable(answer)):
-            answer = await answer
+        return await _invoked(implementation, known)
     except BaseException as error:
         reason = reason_of(error, watched)
         if reason is error:
@@ -207,54 +224,78 @@ async def call(implementation: Implementation, watched: Watched, known: Any) -> 
         watched.hook = outer
         if watched.hook_late:
             _take_back(watched)
-    return answer
 
 
-async def walk(  # noqa: C901 - twenty calls a task are made here, without a function between
+async def walk(
     implementations: Implementations,
     watched: Watched,
     known: Known,
-    *,
-    vital: bool,
-    accept: Call | None = None,
-) -> Any:
+    vital: bool,  # noqa: FBT001 - said as VITAL or LENIENT
+) -> None:
     """Call each in order, for at most as long as the clock allows each.
 
-    Walks can be nested: what a hook sends for its task is shown to others.
+    Twenty calls for a task are usual where there are plugins, so they are made here, without a
+    function between. Walks can be nested: what a hook sends for its task is shown to others.
 
     Args:
-        vital: The error of a required plugin ends the walk and is raised; all others are logged.
-        accept: The first answer but None ends the walk. It is given to this function, which
-            raises where no hook may answer so.
-
-    Returns:
-        That answer; None where there is none, or where nobody is to answer.
+        vital: The error of a required plugin ends the walk and is raised, where all others are
+            logged; or else all are logged.
     """
-    outer = watched.hook
+    outer, failing = watched.hook, implementations.failing
     try:
-        for implementation in implementations:
+        for implementation, function, argument in implementations.steps:
             watched.hook = implementation
             try:
-                if implementation.argument:
-                    answer = await implementation.function(known[implementation.argument])
+                if argument:
+                    await function(known[argument])
+                elif argument is None:
+                    await _invoked(implementation, known)
                 else:
-                    answer = implementation.invoke(known)
-                    if implementation.is_async or (
-                        answer is not None and inspect.isawaitable(answer)
-                    ):
-                        answer = await answer
-                if accept is not None and answer is not None:
-                    return accept(answer)
+                    await function()
             except BaseException as error:  # noqa: BLE001 - sorted out there
                 _sort_out(implementation, error, watched, vital=vital)
+                failing.add(implementation)
             else:
-                if implementation.failures:
+                if failing:
                     implementation.failures = 0
+                    failing.discard(implementation)
     finally:
         watched.hook = outer
         if watched.hook_late:
             _take_back(watched)
+
+
+async def first(
+    implementations: Implementations,
+    watched: Watched,
+    known: Known,
+    accept: Call,
+    *,
+    vital: bool,
+) -> Any:
+    """Call each until one answers with something but None; otherwise as ``walk``.
+
+    Args:
+        accept: Given the answer; raises where no hook may answer so.
+    """
+    for implementation in implementations:
+        try:
+            answer = await call(implementation, watched, known)
+            accepted = None if answer is None else accept(answer)
+        except BaseException as error:  # noqa: BLE001 - sorted out there
+            _sort_out(implementation, error, watched, vital=vital)
+        else:
+            implementation.failures = 0
+            if accepted is not None:
+                return accepted
     return None
+
+
+async def _invoked(implementation: Implementation, known: Any) -> Any:
+    answer = implementation.invoke(known)
+    if implementation.is_async or (answer is not None and inspect.isawaitable(answer)):
+        answer = await answer
+    return answer
 
 
 def _sort_out(

@@ -10,7 +10,8 @@ from importlib.metadata import EntryPoint
 from typing import Any
 
 from dagnats_worker._discovery import GROUP, Candidate, Found
-from dagnats_worker._settings import PLUGIN_SWITCHES, OptionError, Sources
+from dagnats_worker._setting_values import OptionError
+from dagnats_worker._settings import PLUGIN_SWITCHES, Sources
 from dagnats_worker.errors import DagnatsError, PluginError, describe
 from dagnats_worker.hookspecs import Plugin
 

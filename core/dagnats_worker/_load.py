@@ -14,7 +14,8 @@ from dagnats_worker._discovery import DISABLE_VARIABLE, Candidate
 from dagnats_worker._hook_calls import Member
 from dagnats_worker._plugin_checks import a_plugin
 from dagnats_worker._plugins import Hooks
-from dagnats_worker._settings import WORKER, OptionError, Sources
+from dagnats_worker._setting_values import WORKER, OptionError
+from dagnats_worker._settings import Sources
 from dagnats_worker.errors import PluginError
 from dagnats_worker.hookspecs import Plugin, PluginState
 

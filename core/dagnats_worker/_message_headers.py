@@ -21,8 +21,6 @@ def sendable(headers: Any, implementations: Implementations) -> dict[str, str]:
         headers: What a message has after ``pre_publish``.
         implementations: Of that hook, for the message.
     """
-    if headers == {}:
-        return {}
     if not isinstance(headers, dict):
         _tell(implementations, f"headers is a dict, got {headers!r:.200}")
         return {}

@@ -12,7 +12,8 @@ import pluggy  # noqa: TID251 - checks are made by the manager that knows the sp
 
 from dagnats_worker import hookspecs
 from dagnats_worker._setting_types import closest, field_types
-from dagnats_worker._settings import PLUGIN_SWITCHES, PLUGINS, WORKER
+from dagnats_worker._setting_values import PLUGINS, WORKER
+from dagnats_worker._settings import PLUGIN_SWITCHES
 from dagnats_worker.errors import PluginError
 from dagnats_worker.hookspecs import PROJECT, Plugin
 

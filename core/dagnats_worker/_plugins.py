@@ -13,6 +13,9 @@ import pluggy
 
 from dagnats_worker._context import BaseContext, inflight_of
 from dagnats_worker._hook_calls import (
+    LENIENT,
+    NO_ARGUMENT,
+    VITAL,
     Call,
     Caller,
     Implementation,
@@ -20,6 +23,7 @@ from dagnats_worker._hook_calls import (
     Known,
     Member,
     Watched,
+    first,
     walk,
 )
 from dagnats_worker._hook_scopes import Scope, ScopeImplementation
@@ -100,16 +104,14 @@ class Hooks:
         manager = manager_of(self.plugins[::-1])
         for hook in HOOKS:
             implementations = getattr(manager.hook, hook).get_hookimpls()[::-1]
-            compiled = tuple(
-                _compiled(hook, by_name[one.plugin_name], one) for one in implementations
-            )
-            setattr(self, hook, compiled)
+            compiled = (_compiled(hook, by_name[one.plugin_name], one) for one in implementations)
+            setattr(self, hook, Implementations(compiled))
 
     def _drop_left(self) -> None:
         """Call none of those any more that have left; a walk that is under way ends as it began."""
         for hook in HOOKS:
-            stay = tuple(one for one in getattr(self, hook) if one.member.state == "active")
-            setattr(self, hook, stay)
+            stay = (one for one in getattr(self, hook) if one.member.state == "active")
+            setattr(self, hook, Implementations(stay))
 
     def _watched(self, known: Known) -> Watched:
         """What the clock looks at: the walk of the task, or this call where it is another task."""
@@ -131,13 +133,13 @@ class Hooks:
         self, implementations: Implementations, watched: Watched | None = None, /, **known: Any
     ) -> Awaitable[None]:
         """Call each; the first error of a required plugin stops the walk."""
-        return walk(implementations, watched or self._watched(known), known, vital=True)
+        return walk(implementations, watched or self._watched(known), known, VITAL)
 
     def notify(
         self, implementations: Implementations, watched: Watched | None = None, /, **known: Any
     ) -> Awaitable[None]:
         """Call each; errors are logged."""
-        return walk(implementations, watched or self._watched(known), known, vital=False)
+        return walk(implementations, watched or self._watched(known), known, LENIENT)
 
     def first(
         self,
@@ -156,7 +158,7 @@ class Hooks:
             accept: Given the answer; raises where it is none that a hook may give.
         """
         watched = watched or self._watched(known)
-        return walk(implementations, watched, known, vital=vital, accept=accept)
+        return first(implementations, watched, known, accept, vital=vital)
 
     def scope(
         self,
@@ -205,7 +207,10 @@ def _compiled(hook: str, member: Member, implementation: pluggy.HookImpl) -> Imp
 
 
 def _only_argument(hook: str, function: Callable[..., Any]) -> str | None:
+    """What makes an implementation one that can be called without a function between."""
     match taken_arguments(hook, function):
+        case [], []:
+            return NO_ARGUMENT
         case [name], []:
             return name
         case _:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -26,6 +27,8 @@ def setting_text(value: Any) -> str:
         return duration_text(value)
     if isinstance(value, enum.Enum):
         return setting_text(value.value)
+    if isinstance(value, Mapping):
+        return ",".join(f"{key}={setting_text(one)}" for key, one in value.items())
     if isinstance(value, set | frozenset):
         return ",".join(sorted(map(setting_text, value)))
     if isinstance(value, list | tuple):

@@ -50,6 +50,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "_run",
         "_server_process",
         "_setting_types",
+        "_setting_values",
         "_settings",
         "_status",
         "_subjects",

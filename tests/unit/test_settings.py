@@ -19,7 +19,8 @@ import pytest
 from dagnats_worker import Client, Credentials, Plugin, UsageError, Worker, WorkerConfig
 from dagnats_worker._config import Overrides, install_overrides, installed_overrides
 from dagnats_worker._setting_text import setting_text
-from dagnats_worker._settings import OptionError, Sources, variable_of
+from dagnats_worker._setting_values import OptionError, variable_of
+from dagnats_worker._settings import Sources
 
 SECOND = timedelta(seconds=1)
 

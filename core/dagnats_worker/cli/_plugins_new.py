@@ -12,7 +12,7 @@ from string import Template
 import click
 
 from dagnats_worker._discovery import CORE, OWN_PLUGINS
-from dagnats_worker._settings import PLUGINS, WORKER, variable_of
+from dagnats_worker._setting_values import PLUGINS, WORKER, variable_of
 from dagnats_worker.cli._group import Command
 from dagnats_worker.cli._main import SECTIONS
 from dagnats_worker.cli._screen import tell

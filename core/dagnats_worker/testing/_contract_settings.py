@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from dagnats_worker._setting_text import setting_text
-from dagnats_worker._settings import PLUGINS, Sources, variable_of
+from dagnats_worker._setting_values import PLUGINS, variable_of
+from dagnats_worker._settings import Sources
 
 SAMPLES: dict[type[Any], Any] = {
     bool: True,
