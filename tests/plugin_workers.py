@@ -39,7 +39,7 @@ def members(
     """The optional ones come first."""
     return [
         *(Member(one, required=False, failures_max=failures_max) for one in optional),
-        *(Member(one, required=True) for one in required),
+        *(Member(one, required=True, failures_max=failures_max) for one in required),
     ]
 
 

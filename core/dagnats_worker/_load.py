@@ -71,7 +71,8 @@ class Setup:
     def _handed_over(self, plugins: Sequence[Plugin[Any]]) -> Hooks:
         """The command line is stronger than the code."""
         sources = self._sources()
-        for plugin in map(a_plugin, plugins):
+        _tell_of_no_effect(sources, [a_plugin(one).name for one in plugins])
+        for plugin in plugins:
             if getattr(plugin, "settings", None) is not None:
                 plugin.settings = sources.stronger_than_code(plugin.name, plugin.settings)
         return Hooks(plugins)
@@ -89,6 +90,15 @@ class Setup:
             members=[_member(one, failures_max) for one in active],
             left_out=[_left_out(one) for one in chosen if one.state in ("failed", "incompatible")],
         )
+
+
+def _tell_of_no_effect(sources: Sources, names: Sequence[str]) -> None:
+    """Other workers of the process may have other plugins, so it is no error here."""
+    for given in sources.of_nobody(names):
+        if given.place == "option" and names:
+            logger.warning(
+                "%s has no effect on the plugins in the code, %s", given.origin, ", ".join(names)
+            )
 
 
 def url_of_command_line() -> str | None:

@@ -82,12 +82,12 @@ class Watchdog:
     # ------------------------------------------------------------------ in the thread
 
     def _watch(self) -> None:
-        told_of = 0.0
+        told_of = not_before = 0.0
         looked_at = monotonic()
-        not_before = 0.0
-        while not self._stopped.wait(self._look_every_s):
+        while not self._stopped.wait(self._look_every_s) and not self._loop.is_closed():
             now = monotonic()
-            if now - looked_at > self._look_every_s + OVERSLEPT_S:
+            overslept = now - looked_at > self._look_every_s + OVERSLEPT_S
+            if overslept or not self._loop.is_running():
                 not_before = now + self._limit_s
             looked_at = now
             seen_at = self._seen_at

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -391,6 +392,22 @@ async def test_loop_that_is_busy_but_turns_is_not_complained_of(
     async with serving(turns) as harness:
         await harness.run("shout")
         assert harness.worker.stats().loop_lag_s < QUICK.loop_lag_warning.total_seconds()
+    assert warnings_of(caplog) == []
+
+
+def test_loop_that_was_left_without_a_stop_is_not_watched_any_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def leave() -> threading.Thread:
+        worker = worker_with()
+        await worker.start()
+        assert worker._running is not None
+        assert worker._running._watchdog is not None
+        return worker._running._watchdog._thread
+
+    thread = asyncio.run(leave())
+    thread.join(BOUND_S)
+    assert not thread.is_alive()
     assert warnings_of(caplog) == []
 
 

@@ -634,6 +634,16 @@ def test_command_line_changes_the_settings_of_a_plugin_in_the_code(
     assert plugin.settings == Settings(bucket="code", count=8)
 
 
+def test_option_for_a_plugin_that_is_not_in_the_code_is_told_of(
+    overrides: Callable[[Overrides], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    overrides(Overrides(options=("quiet-houres.count=8", "worker.go-ids=true")))
+    Worker(plugins=[QuietHours()]).handle("shout", lambda text: None)
+    assert caplog.messages == [
+        "-o quiet-houres.count has no effect on the plugins in the code, quiet-hours"
+    ]
+
+
 def test_plugin_in_the_code_whose_configuration_is_wrong_is_refused_where_it_is_made() -> None:
     write("[plugins.quiet-hours]\ncount = 'x'")
     with pytest.raises(UsageError, match=r"\[plugins.quiet-hours\]: quiet-hours.count = 'x'"):
