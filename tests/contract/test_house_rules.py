@@ -43,6 +43,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "_inflight",
         "_inputs",
         "_json",
+        "_letters",
         "_outcome",
         "_protocol",
         "_redelivery",

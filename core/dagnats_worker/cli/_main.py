@@ -32,6 +32,9 @@ SECTIONS = {
         "events": LazyCommand("dagnats_worker.cli._events:events", "Show what happened in a run."),
     },
     "Administration": {
+        "dlq": LazyCommand(
+            "dagnats_worker.cli._dlq:dlq", "Look at tasks that were given up, and replay them."
+        ),
         "setup": LazyCommand(
             "dagnats_worker.cli._setup:setup", "Create the streams and buckets on a server."
         ),
