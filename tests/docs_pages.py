@@ -9,7 +9,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = sorted(path for path in DOCS.rglob("*.md") if "snippets" not in path.parts)
+PAGES = sorted(
+    path
+    for path in DOCS.rglob("*.md")
+    if "snippets" not in path.parts and (path.name == "README.md" or "changes" not in path.parts)
+)
+"""What people read; fragments of the changelog are no pages."""
 
 _FENCE = re.compile(r"```(\w*) ?(.*)")
 _ATTRIBUTE = re.compile(r'(\w+)="([^"]*)"')
