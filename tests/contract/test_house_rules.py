@@ -55,6 +55,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "_settings",
         "_status",
         "_subjects",
+        "_survey",
         "_wire_text",
         "_workflows",
     ),

@@ -38,6 +38,9 @@ SECTIONS = {
         "setup": LazyCommand(
             "dagnats_worker.cli._setup:setup", "Create the streams and buckets on a server."
         ),
+        "doctor": LazyCommand(
+            "dagnats_worker.cli._doctor:doctor", "Say what is wrong, and what to do about it."
+        ),
         "plugins": LazyCommand(
             "dagnats_worker.cli._plugins:plugins", "Look at plugins, test them, begin a new one."
         ),
