@@ -60,8 +60,10 @@ def frame(verdict: Ack | Nak | Term) -> bytes:
 
 async def settle(transport: Transport, inflight: InFlight, verdict: Verdict) -> None:
     """Send the verdict; a message whose verdict is lost comes back when its lease has run out."""
+    delivery = inflight.delivery
     if isinstance(verdict, Drop):
-        logger.warning("%s dropped: %s", inflight.delivery, verdict.reason)
+        delivery.settlement = "lost"
+        logger.warning("%s dropped: %s", delivery, verdict.reason)
         return
     inflight.settled = True
     try:
@@ -70,4 +72,7 @@ async def settle(transport: Transport, inflight: InFlight, verdict: Verdict) -> 
         else:
             await transport.send(inflight.ack_subject, frame(verdict))
     except TransportError as error:
-        logger.warning("%s: %s is lost, it will come again: %s", inflight.delivery, verdict, error)
+        delivery.settlement = "lost"
+        logger.warning("%s: %s is lost, it will come again: %s", delivery, verdict, error)
+    else:
+        delivery.settlement = "given back" if isinstance(verdict, Nak) else "done"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
+from datetime import timedelta
 
-from dagnats_worker._ack import ACKED, Verdict
+from dagnats_worker._ack import ACKED, Nak, Verdict
 from dagnats_worker._cancellation import Cancellations
 from dagnats_worker._config import WorkerConfig
 from dagnats_worker._counters import Counters
@@ -12,6 +14,7 @@ from dagnats_worker._dead_letters import DeadLetters
 from dagnats_worker._ending import is_managed
 from dagnats_worker._events import Events
 from dagnats_worker._execution import Execution
+from dagnats_worker._kept import message_name
 from dagnats_worker._outcome import Failed
 from dagnats_worker._protocol import HEADER_MSG_ID, STEP_CONTINUE, STEP_FAILED, decode_task
 from dagnats_worker._redelivery import Past, read_past
@@ -54,7 +57,8 @@ class Arrivals:
             TransportError: The history cannot be read; the task is to be given back.
         """
         delivery = execution.delivery
-        if delivery.deliveries > 1 or delivery.doubtful or self._always_read_history:
+        again = delivery.deliveries > 1 or delivery.doubtful or execution.was_kept
+        if again or self._always_read_history:
             self._counters.redelivered += delivery.deliveries > 1
             verdict = await self._look_back(execution)
             if verdict is not None:
@@ -91,15 +95,24 @@ class Arrivals:
         task = execution.task
         events = await execution.environment.transport.history(
             task.run_id,
-            since_ns=execution.delivery.timestamp_ns,
+            since_ns=execution.dispatched_ns,
             limit=self._config.history_events_max,
         )
         past = read_past(events, task.step_id)
         execution.seen_sequence = past.last_sequence
+        execution.last_delivery = past.last_delivery
         if past.outcome is not None:
             return await self._already_done(execution, past)
         if past.cancelled:
             return self._skip_cancelled(execution)
+        if message_name(execution.delivery) in past.kept or _was_sent_twice(execution, past):
+            logger.info("%s skipped: its task goes on with another message", execution.delivery)
+            self._counters.skipped += 1
+            return ACKED
+        left_s = (past.rests_until_ns - time.time_ns()) / 1e9
+        if execution.delivery.doubtful and left_s > 0:
+            # The consumer that was to wait is gone, and its successor knows of no delay.
+            return Nak(timedelta(seconds=left_s))
         if not task.attempt and not execution.marked_managed:
             execution.attempt = past.attempt
         if past.crashes >= self._config.max_deliveries:
@@ -145,6 +158,18 @@ class Arrivals:
         self._counters.skipped += 1
         self._counters.skipped_cancelled += 1
         return ACKED
+
+
+def _was_sent_twice(execution: Execution, past: Past) -> bool:
+    """Whether who keeps the task has dispatched it twice, and the other message was started.
+
+    That other one comes again until it has an outcome. Of a message that may itself be the one that
+    was started, nobody can tell.
+    """
+    delivery = execution.delivery
+    if not execution.was_kept or delivery.deliveries > 1 or delivery.doubtful:
+        return False
+    return past.last_delivery > execution.earlier.deliveries
 
 
 def _may_be_done(execution: Execution) -> bool:

@@ -98,7 +98,9 @@ class Cancellations:
 
     def is_fresh(self, execution: Execution) -> bool:
         """Too young to have been cancelled; a clock that goes wrong makes nothing young."""
-        age_ns = time.time_ns() - execution.delivery.timestamp_ns
+        if execution.delivery.relayed:
+            return False
+        age_ns = time.time_ns() - execution.dispatched_ns
         return 0 <= age_ns < self._fresh_ns
 
     async def is_cancelled(self, execution: Execution) -> bool:

@@ -16,7 +16,7 @@ from dagnats_worker._config import WorkerConfig
 from dagnats_worker._hook_clock import HookClock
 from dagnats_worker._load import Setup, url_of_command_line
 from dagnats_worker._message_headers import sendable
-from dagnats_worker._naming import check_token
+from dagnats_worker._naming import check_token, signal_key
 from dagnats_worker._open import open_transport
 from dagnats_worker._plugins import Hooks
 from dagnats_worker._protocol import (
@@ -222,11 +222,21 @@ class Client:
     async def signal(self, run_id: str, name: str, data: Any = None) -> None:
         """Send a signal to a run; bytes go as they are, all else as JSON.
 
+        A run that does not wait yet, or does not exist yet, finds it when it does.
+
         Raises:
-            KeyValueError: There is no bucket ``signals``, or the name is not a key.
+            ValueError: Not the id of a run, or not a name of a signal.
+            UsageError: The data is not JSON, or larger than the server takes.
+            KeyValueError: There is no bucket ``signals``, or no answer.
         """
-        value = bytes(data) if isinstance(data, bytes | bytearray) else _json.encode(data)
-        key = f"{_checked_run_id(run_id)}.{name}"
+        key = signal_key(_checked_run_id(run_id), name)
+        value = _json.encode_value(data)
+        most = self.transport.max_payload
+        if len(value) > most:
+            raise UsageError(
+                f"signal {name!r} has {len(value)} bytes, the server takes at most {most}; store "
+                "the data elsewhere and send a reference, or raise max_payload"
+            )
         await self.transport.key_value("signals").put(key, value)
 
     async def status(self, run_id: str) -> RunStatus:
@@ -275,8 +285,9 @@ class Client:
 
     async def _ask_engine(self, subject: str, request: Mapping[str, Any]) -> dict[str, Any]:
         try:
+            headers = await self._announced(subject, {})
             answer = _json.decode(
-                await self.transport.request(subject, msgspec.json.encode(request))
+                await self.transport.request(subject, msgspec.json.encode(request), headers)
             )
         except TransportError as error:
             raise TransportError(
@@ -304,14 +315,15 @@ class Client:
         return await retry_nats(attempt, attempts=self.config.publish_attempts)
 
     async def _announced(self, subject: str, headers: dict[str, str]) -> dict[str, str]:
-        """The headers as plugins have changed them; the id of the message stays."""
+        """The headers as plugins have changed them; the id of a message that has one stays."""
         implementations = self._hooks.pre_publish
         if not implementations:
             return headers
         message = Message(subject, dict(headers))
         await self._hooks.require(implementations, ctx=None, message=message)
         changed = sendable(message.headers, implementations)
-        changed[HEADER_MSG_ID] = headers[HEADER_MSG_ID]
+        if HEADER_MSG_ID in headers:
+            changed[HEADER_MSG_ID] = headers[HEADER_MSG_ID]
         return changed
 
 

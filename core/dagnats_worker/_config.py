@@ -8,6 +8,9 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
 
+HEALTH_EXAMPLE = "127.0.0.1:8080"
+PORT_MAX = 65_535
+
 DEFAULT_URL = "nats://127.0.0.1:4222"
 URL_VARIABLE = "NATS_URL"
 
@@ -102,6 +105,16 @@ class WorkerConfig:
         follow_poll_every: How often a client looks for events that it was not told of.
         hook_timeout: How long one call of a plugin's hook may take before it is cancelled.
         plugin_failures_max: So many failures in a row, and an optional plugin is called no more.
+        health: Where ``/livez`` and ``/readyz`` are served, ``HOST:PORT``; None for nowhere. Port 0
+            is any that is free.
+        live_blocked_max: A loop that is blocked for longer than this is not alive for ``/livez``.
+        restart_wait: Before a process of ``--processes`` that has ended is started again; doubled
+            each time in a row.
+        restart_wait_max: Longest of these pauses.
+        crash_window: A process that ends so soon after its start has ended in a row.
+        crashes_max: So many ends in a row, and the supervisor gives up.
+        recycle_timeout: How long the handlers of a process may go on that is to be replaced because
+            of ``--max-tasks-per-child`` or ``--max-memory-per-child``.
         ack_pending_warning: Share of the durable's ``max_ack_pending`` at which a warning is due.
     """
 
@@ -138,6 +151,13 @@ class WorkerConfig:
     follow_poll_every: timedelta = timedelta(seconds=10)
     hook_timeout: timedelta = timedelta(seconds=30)
     plugin_failures_max: int = 10
+    health: str | None = None
+    live_blocked_max: timedelta = timedelta(seconds=30)
+    restart_wait: timedelta = timedelta(seconds=1)
+    restart_wait_max: timedelta = timedelta(seconds=30)
+    crash_window: timedelta = timedelta(minutes=1)
+    crashes_max: int = 5
+    recycle_timeout: timedelta = timedelta(minutes=5)
     ack_pending_warning: float = 0.8
 
     def __post_init__(self) -> None:
@@ -150,11 +170,31 @@ class WorkerConfig:
         if not 0 < self.ack_pending_warning <= 1:
             share = self.ack_pending_warning
             raise ValueError(f"ack_pending_warning is a share of 1, such as 0.8, got {share!r}")
+        if self.health is not None:
+            parse_address(self.health)
 
     @property
     def urls(self) -> str:
         """Where to connect when nothing else is said."""
         return self.url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """``HOST:PORT``, or ``[HOST]:PORT`` where the host has colons itself.
+
+    Raises:
+        ValueError: It is not.
+    """
+    host, separator, port = text.rpartition(":") if isinstance(text, str) else ("", "", "")
+    bare = host.removeprefix("[").removesuffix("]")
+    has_brackets = host != bare
+    is_port = port.isascii() and port.isdigit() and int(port) <= PORT_MAX
+    if not separator or not bare or not is_port or (":" in bare) is not has_brackets:
+        raise ValueError(
+            f"health is HOST:PORT, such as {HEALTH_EXAMPLE}, or 0.0.0.0:8080 for every interface; "
+            f"got {text!r}"
+        )
+    return bare, int(port)
 
 
 def _check_duration(name: str, value: object) -> None:
@@ -175,22 +215,28 @@ class Overrides:
 
     Attributes:
         url: None leaves what the code says, as every None here.
+        health: Where health is served.
         options: Settings as ``plugin.key=value`` or ``worker.key=value``.
         no_plugins: Load none of those that are installed.
+        supervised: Another process has started this one, and serves health for it.
+        process: Which process of ``--processes`` this is; part of a ``worker_id`` of the code.
     """
 
     url: str | None = None
     credentials: Credentials | None = None
     max_tasks: int | None = None
     drain_timeout: timedelta | None = None
+    health: str | None = None
     options: tuple[str, ...] = ()
     no_plugins: bool = False
+    supervised: bool = False
+    process: int | None = None
 
     def applied_to(self, config: WorkerConfig) -> WorkerConfig:
         """The configuration with these stronger values in it."""
         changes = {
             name: getattr(self, name)
-            for name in ("url", "credentials", "drain_timeout")
+            for name in ("url", "credentials", "drain_timeout", "health")
             if getattr(self, name) is not None
         }
         return replace(config, **changes)

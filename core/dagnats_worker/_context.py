@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from dagnats_worker import _json
 from dagnats_worker._execution import Execution
 from dagnats_worker._inflight import InFlight
+from dagnats_worker._kept import KeptTask
 from dagnats_worker._outcome import (
     Completed,
     Continued,
@@ -27,7 +28,7 @@ from dagnats_worker.errors import (
     UsageError,
     describe,
 )
-from dagnats_worker.hookspecs import CHECKPOINTS, SIGNALS, Capability, Plugin
+from dagnats_worker.hookspecs import CHECKPOINTS, SIGNALS, Capability, Delivery, Plugin
 
 T = TypeVar("T")
 
@@ -107,9 +108,33 @@ class BaseContext:
         return self._execution.task.metadata
 
     @property
+    def workflow_name(self) -> str:
+        """The workflow that the step belongs to; empty where the task does not say."""
+        return self._execution.task.workflow_name
+
+    @property
+    def delivery(self) -> Delivery:
+        """The message that brought the task: its stream, its sequence there, its age."""
+        return self._execution.delivery
+
+    @property
+    def started_sequence(self) -> int:
+        """Where ``step.started`` of this attempt is in the history; 0 as long as nobody knows.
+
+        It is known before the handler runs where the start is stored first: with ``confirm_start``,
+        on a redelivery, and for a fenced source.
+        """
+        return self._execution.started_sequence
+
+    @property
     def headers(self) -> Mapping[str, str]:
         """Headers of the task message."""
         return self._execution.delivery.headers
+
+    @property
+    def trace_headers(self) -> dict[str, str]:
+        """The trace that the task came with: that of its headers, else its body, else its run."""
+        return self._execution.trace_headers()
 
     @property
     def worker_id(self) -> str:
@@ -217,7 +242,10 @@ class BaseContext:
 
     def fail(self, error: BaseException | str) -> None:
         """Record a failure; an exception is classified as if it had been raised."""
-        self._record(failed(error) if isinstance(error, BaseException) else _text_failure(error))
+        if isinstance(error, BaseException):
+            self._record(failed(error))
+        else:
+            self._record(Failed(_text(error), "retriable"))
 
     def fail_permanent(self, error: BaseException | str) -> None:
         """Record a failure that no retry can help."""
@@ -227,6 +255,14 @@ class BaseContext:
         """Record a failure to be tried again after ``delay``, 100 ms ... 1 h on the wire."""
         RetryAfterError("delay is checked here", delay)
         self._record(Failed(_text(error), "retry_after", delay, _exception(error)))
+
+    def kept_task(self) -> KeptTask:
+        """What a plugin stores that keeps this task, and publishes to have it go on.
+
+        The task is ended with ``Released(reason, kept=True)`` after it is stored. It must not be
+        published before the message that brought the task is acked, and may be published twice.
+        """
+        return self._execution.kept_task()
 
     # --------------------------------------------------------------------- what plugins provide
 
@@ -266,7 +302,7 @@ class TaskContext(BaseContext):
 
     async def put_stream(self, data: Any) -> None:
         """Send a chunk to whoever listens now; nothing is stored. Bytes as they are, else JSON."""
-        await self._execution.environment.events.chunk(self._execution, _bytes(data))
+        await self._execution.environment.events.chunk(self._execution, _json.encode_value(data))
 
     async def heartbeat(self) -> None:
         """Renew the lease now; it is renewed by itself too."""
@@ -284,9 +320,9 @@ class TaskContext(BaseContext):
         """Record that the step is to be run again after ``duration``. See ``Checkpointable``."""
         await self.use(CHECKPOINTS).pause(name, duration)
 
-    async def wait_for_signal(self, name: str, timeout: timedelta) -> bytes:
+    async def wait_for_signal(self, name: str, timeout: timedelta, *, park: bool = False) -> bytes:
         """The data of a signal to this run. See ``Signaler``."""
-        return await self.use(SIGNALS).wait_for_signal(name, timeout)
+        return await self.use(SIGNALS).wait_for_signal(name, timeout, park=park)
 
     async def send_signal(self, run_id: str, name: str, data: Any) -> None:
         """Send a signal to a run. See ``Signaler``."""
@@ -313,7 +349,8 @@ class SyncTaskContext(BaseContext):
 
     def put_stream(self, data: Any) -> None:
         """Send a chunk to whoever listens now; nothing is stored. Bytes as they are, else JSON."""
-        self.run(self._execution.environment.events.chunk(self._execution, _bytes(data)))
+        events = self._execution.environment.events
+        self.run(events.chunk(self._execution, _json.encode_value(data)))
 
     def heartbeat(self) -> None:
         """Renew the lease now; it is renewed by itself too."""
@@ -331,17 +368,13 @@ class SyncTaskContext(BaseContext):
         """Record that the step is to be run again after ``duration``. See ``Checkpointable``."""
         self.run(self.use(CHECKPOINTS).pause(name, duration))
 
-    def wait_for_signal(self, name: str, timeout: timedelta) -> bytes:
+    def wait_for_signal(self, name: str, timeout: timedelta, *, park: bool = False) -> bytes:
         """The data of a signal to this run. See ``Signaler``."""
-        return self.run(self.use(SIGNALS).wait_for_signal(name, timeout))
+        return self.run(self.use(SIGNALS).wait_for_signal(name, timeout, park=park))
 
     def send_signal(self, run_id: str, name: str, data: Any) -> None:
         """Send a signal to a run. See ``Signaler``."""
         self.run(self.use(SIGNALS).send_signal(run_id, name, data))
-
-
-def _bytes(data: Any) -> bytes:
-    return bytes(data) if isinstance(data, bytes | bytearray | memoryview) else _json.encode(data)
 
 
 def _text(error: BaseException | str) -> str:
@@ -352,10 +385,6 @@ def _text(error: BaseException | str) -> str:
 
 def _exception(error: BaseException | str) -> BaseException | None:
     return error if isinstance(error, BaseException) else None
-
-
-def _text_failure(error: str) -> Failed:
-    return Failed(_text(error), "retriable")
 
 
 def inflight_of(ctx: BaseContext) -> InFlight:

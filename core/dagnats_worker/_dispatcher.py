@@ -12,14 +12,11 @@ from dagnats_worker._context import TaskContext
 from dagnats_worker._counters import Counters
 from dagnats_worker._dead_letters import DeadLetters
 from dagnats_worker._ending import Plan, plan
-from dagnats_worker._events import Events, SupersededError
+from dagnats_worker._events import Events
 from dagnats_worker._execution import Environment, Execution
 from dagnats_worker._hook_calls import LENIENT, VITAL, walk
 from dagnats_worker._inflight import InFlight
-from dagnats_worker._outcome import (
-    Outcome,
-    check_outcome,
-)
+from dagnats_worker._outcome import Outcome, Released, check_outcome
 from dagnats_worker._plugins import Hooks
 from dagnats_worker._protocol import decode_task
 from dagnats_worker._retry import Retry
@@ -30,6 +27,7 @@ from dagnats_worker.errors import (
     EndTask,
     PluginError,
     SkipTask,
+    SupersededError,
     TransportError,
     UsageError,
 )
@@ -132,7 +130,8 @@ class Dispatcher:
             await self._events.next_iteration(execution)
         if ending.dead_letter:
             await self._dead_letters.add(execution, outcome)
-        if self._hooks.on_complete and isinstance(ending.verdict, Ack):
+        kept = isinstance(outcome, Released)  # acked too, and not complete at all
+        if self._hooks.on_complete and isinstance(ending.verdict, Ack) and not kept:
             ctx = execution.context
             inflight = execution.inflight
             known = {"ctx": ctx, "outcome": outcome}

@@ -70,8 +70,8 @@ async def plan(execution: Execution, outcome: Outcome, retry: Retry) -> Plan:
             return Plan(outcome, ACKED, next_iteration=not await is_managed(execution))
         case Paused(_, duration):
             return Plan(outcome, Nak(duration))
-        case Released(_, delay):
-            return Plan(outcome, Nak(delay))
+        case Released(_, delay, kept=kept):
+            return Plan(outcome, ACKED if kept else Nak(delay))
         case Failed():
             return await _plan_failure(execution, outcome, retry)
 

@@ -13,6 +13,7 @@ from dagnats_worker._config import WorkerConfig
 from dagnats_worker._counters import Counters
 from dagnats_worker._execution import Execution
 from dagnats_worker._hook_calls import VITAL, walk
+from dagnats_worker._kept import message_name
 from dagnats_worker._message_headers import sendable
 from dagnats_worker._outcome import Completed, Continued, Failed, Outcome, Paused, Released
 from dagnats_worker._plugins import Hooks
@@ -43,7 +44,7 @@ from dagnats_worker._protocol import (
 )
 from dagnats_worker._retry import retry_nats
 from dagnats_worker._transport import Stored, StoredEvent, Transport, message_size
-from dagnats_worker.errors import DagnatsError, DecodeError, PublishError
+from dagnats_worker.errors import DecodeError, PublishError, SupersededError
 from dagnats_worker.hookspecs import Message
 
 EXPECTED_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
@@ -51,10 +52,6 @@ WRONG_LAST_SEQUENCE = (10071, 10164)
 FENCE_ATTEMPTS_MAX = 200
 
 RESOLUTIONS = (STEP_COMPLETED, STEP_FAILED, STEP_CONTINUE)
-
-
-class SupersededError(DagnatsError):
-    """Somebody else has started or ended the step since we started it."""
 
 
 class Sending:
@@ -234,8 +231,9 @@ class Events:
                 task = execution.task
                 nonce_ns = time.time_ns()
                 return event, continue_id(task.run_id, task.step_id, task.iteration, nonce_ns)
-            case Released(reason, delay, error):
-                payload = released_payload(reason, delay, error)
+            case Released(reason, delay, error, kept):
+                message = message_name(execution.delivery) if kept else ""
+                payload = released_payload(reason, delay, error, kept=message)
                 return self._step_event(execution, STEP_RELEASED, payload)
             case Paused(_, duration):
                 return self._step_event(
@@ -260,7 +258,7 @@ class Events:
             attempt = execution.attempt if kind == STEP_STARTED else task.attempt
             return go_event_id(task.run_id, task.step_id, kind, attempt)
         counted = kind in (STEP_STARTED, STEP_RELEASED)
-        deliveries = execution.delivery.deliveries if counted else 1
+        deliveries = execution.deliveries if counted else 1
         return event_id(
             task.run_id, task.step_id, kind, execution.attempt, task.iteration, deliveries
         )
@@ -352,7 +350,7 @@ def _takes_over(start: StoredEvent, execution: Execution) -> bool:
         return False
     deliveries = deliveries_of(start.message_id)
     if deliveries:
-        return deliveries > execution.delivery.deliveries
+        return deliveries > execution.deliveries
     return start.sequence > execution.started_sequence
 
 
@@ -368,12 +366,18 @@ def _readable(stored: StoredEvent) -> Event | None:
         return None
 
 
-def released_payload(reason: str, delay: timedelta, error: str = "") -> bytes:
-    """The payload of our own event type, for us and for people who read a history."""
+def released_payload(reason: str, delay: timedelta, error: str = "", *, kept: str = "") -> bytes:
+    """The payload of our own event type, for us and for people who read a history.
+
+    Args:
+        kept: The message that is acked, because somebody keeps its task.
+    """
     payload: dict[str, str | int] = {
         "reason": reason,
         "delay_ms": int(delay.total_seconds() * 1000),
     }
     if error:
         payload["error"] = clean_text(error, ERROR_TEXT_BYTES_MAX)
+    if kept:
+        payload["kept"] = kept
     return msgspec.json.encode(payload)

@@ -11,8 +11,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from dagnats_worker._inflight import InFlight
+from dagnats_worker._kept import Earlier, KeptTask, earlier_of, kept_task
 from dagnats_worker._outcome import Outcome
-from dagnats_worker._protocol import DLQ_HEADER_PREFIX, TRACE_HEADERS, TaskPayload
+from dagnats_worker._protocol import DLQ_HEADER_PREFIX, TRACE_HEADERS, TaskPayload, task_subject
 from dagnats_worker._transport import Delivery, Transport
 from dagnats_worker.hookspecs import Capability, TaskType
 
@@ -38,6 +39,9 @@ class Execution:
 
     Attributes:
         attempt: 1 for the first.
+        earlier: What was before this message, where somebody has kept the task meanwhile.
+        last_delivery: The highest number of deliveries that the history tells of; 0 where it was
+            not read.
         started: ``step.started`` on its way; None before it is sent.
         started_sequence: Sequence of ``step.started`` in the history; 0 before it is known.
         seen_sequence: Of the newest event of the run that was read before the start; 0 for none.
@@ -56,10 +60,12 @@ class Execution:
         "carrier_text",
         "context",
         "delivery",
+        "earlier",
         "environment",
         "handler_duration",
         "inflight",
         "is_cancelled",
+        "last_delivery",
         "outcome",
         "provided",
         "seen_sequence",
@@ -76,6 +82,8 @@ class Execution:
         self.delivery: Delivery = inflight.delivery
         self.environment = environment
         self.attempt = task.attempt or self.delivery.deliveries
+        self.earlier = earlier_of(self.delivery.headers)
+        self.last_delivery = 0
         self.started: Sending | None = None
         self.started_sequence = 0
         self.seen_sequence = 0
@@ -106,7 +114,35 @@ class Execution:
     def shared(self) -> bool:
         """Somebody else may have been given this task before us, or since."""
         delivery = self.delivery
-        return delivery.deliveries > 1 or delivery.doubtful or self.inflight.lease_may_have_lapsed
+        return (
+            delivery.deliveries > 1
+            or delivery.doubtful
+            or self.was_kept
+            or self.inflight.lease_may_have_lapsed
+        )
+
+    @property
+    def was_kept(self) -> bool:
+        """The task was there before its message, and so was its history."""
+        return self.earlier.since_ns > 0
+
+    @property
+    def dispatched_ns(self) -> int:
+        """When the task was dispatched, in nanoseconds since the epoch; by its first message."""
+        return self.earlier.since_ns or self.delivery.timestamp_ns
+
+    @property
+    def deliveries(self) -> int:
+        """How often the task has been delivered, by all of its messages."""
+        return self.earlier.deliveries + self.delivery.deliveries
+
+    def kept_task(self) -> KeptTask:
+        """What dispatches this task again, where somebody keeps it."""
+        task = self.task
+        before = max(self.deliveries, self.last_delivery)
+        ordinary = task_subject(self.environment.task_type.name, task.run_id, None)
+        earlier = Earlier(self.dispatched_ns, before)
+        return kept_task(self.delivery, task.task_id, earlier, ordinary)
 
     def trace_headers(self) -> dict[str, str]:
         """The incoming trace context, which goes out unchanged where no plugin changes it."""

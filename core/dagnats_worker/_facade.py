@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import math
 import re
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -13,7 +15,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dagnats_worker._background import Background
-from dagnats_worker._transport import KeyValue, Transport
+from dagnats_worker._key_value import KeyValue
+from dagnats_worker._routes import Response, Routes
+from dagnats_worker._transport import Transport
 from dagnats_worker.errors import PluginError, UsageError
 from dagnats_worker.hookspecs import (
     Capability,
@@ -72,11 +76,13 @@ class Facade:
         self.capabilities: dict[Capability[Any], Factory] = {}
         self.state: WorkerState = "starting"
         self.background = Background()
+        self.routes = Routes()
         self._hooks = hooks
         self._providers: dict[Capability[Any], str] = {}
         self._kept_alive: list[_Held] = []
         self._transport = transport
         self._changed = asyncio.Condition()
+        self.drain_ends_at = math.inf
 
     @property
     def plugins(self) -> tuple[PluginState, ...]:
@@ -88,10 +94,17 @@ class Facade:
 
     @property
     def jetstream(self) -> Any:
-        jetstream = getattr(self._transport, "jetstream", None)
-        if jetstream is None:
+        return self._of_a_server("jetstream")
+
+    @property
+    def nats(self) -> Any:
+        return self._of_a_server("nats")
+
+    def _of_a_server(self, name: str) -> Any:
+        found = getattr(self._transport, name, None)
+        if found is None:
             raise UsageError("there is no JetStream behind the in-memory transport; use a server")
-        return jetstream
+        return found
 
     async def wait_for(self, state: WorkerState) -> None:
         if state not in STATES:
@@ -99,6 +112,11 @@ class Facade:
         wanted = STATES.index(state)
         async with self._changed:
             await self._changed.wait_for(lambda: STATES.index(self.state) >= wanted)
+
+    def drain_left(self) -> timedelta | None:
+        if self.drain_ends_at == math.inf:
+            return None
+        return timedelta(seconds=max(0.0, self.drain_ends_at - time.monotonic()))
 
     async def enter(self, state: WorkerState) -> None:
         """Move on to a state, and tell who waits for it."""
@@ -161,22 +179,35 @@ class Facade:
             nonlocal ended
             ended = True
             end_sending()
+            if held in self._kept_alive:
+                self._kept_alive.remove(held)
 
-        self._kept_alive.append(_Held(owner, end))
+        held = _Held(owner, end)
+        self._kept_alive.append(held)
         return end
+
+    def add_route(
+        self,
+        path: str,
+        handler: Callable[[], Coroutine[Any, Any, Response]],
+        *,
+        merge: Callable[[list[bytes]], bytes] | None = None,
+    ) -> None:
+        self.routes.add(path, handler, merge, self._owner())
 
     async def forget(self, plugin: str) -> None:
         """Undo what a plugin has done that could not be started."""
         for capability in [key for key, owner in self._providers.items() if owner == plugin]:
             del self.capabilities[capability], self._providers[capability]
-        for held in self._kept_alive:
+        for held in list(self._kept_alive):
             if held.owner == plugin:
                 held.end()
+        self.routes.forget(plugin)
         await self.background.end(plugin)
 
     async def close(self) -> None:
         """End what plugins have begun and not ended themselves."""
-        for held in self._kept_alive:
+        for held in list(self._kept_alive):
             held.end()
         await self.background.close()
 

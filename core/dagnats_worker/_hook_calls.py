@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, Protocol
 
-from dagnats_worker.errors import DelayTask, EndTask, PluginError, SkipTask, describe
+from dagnats_worker.errors import DelayTask, EndTask, PluginError, SkipTask, StartError, describe
 from dagnats_worker.hookspecs import Plugin, PluginState
 
 logger = logging.getLogger("dagnats_worker.plugins")
@@ -20,7 +20,13 @@ CONTROL_FLOW = (EndTask, DelayTask, SkipTask)
 ENDS_TASKS = "pre_handle"
 """The one hook that may raise those; anywhere else the task is on its way already."""
 
+MAY_REFUSE = "open_source"
+"""Where a ``StartError`` counts whoever raises it: without that source, tasks would come from the
+queue that all workers share, and not as they were asked for."""
+
 NO_ARGUMENT = ""
+ARGUMENTS_MAX = 2
+"""With so many an implementation is called directly."""
 VITAL, LENIENT = True, False
 
 MemberState = Literal["active", "quarantined", "failed"]
@@ -144,13 +150,13 @@ class Implementation:
         function: The plugin's own.
         invoke: Calls it with those of the known arguments that it takes.
         is_async: What ``invoke`` gives is a coroutine, without a look at it.
-        argument: The only one that it takes, or ``NO_ARGUMENT``; None where it is to be called by
+        arguments: What it takes, two at most and by position; None where it is to be called by
             ``invoke``.
         failures: In a row, up to now.
     """
 
     __slots__ = (
-        "argument",
+        "arguments",
         "failures",
         "function",
         "hook",
@@ -168,7 +174,7 @@ class Implementation:
         invoke: Call,
         *,
         is_async: bool,
-        argument: str | None = None,
+        arguments: Sequence[str] | None = None,
         label: str = "",
     ) -> None:
         self.hook = hook
@@ -176,7 +182,7 @@ class Implementation:
         self.function = function
         self.invoke = invoke
         self.is_async = is_async
-        self.argument = argument
+        self.arguments = arguments
         self.label = label or hook
         self.failures = 0
 
@@ -200,14 +206,23 @@ class Implementations(tuple[Implementation, ...]):
         failing: Those whose last call has failed.
     """
 
-    steps: tuple[tuple[Implementation, Callable[..., Any], str | None], ...]
+    steps: tuple[tuple[Implementation, Callable[..., Any], bool, str, str], ...]
     failing: set[Implementation]
 
     def __new__(cls, implementations: Iterable[Implementation] = ()) -> Implementations:
         self = super().__new__(cls, implementations)
-        self.steps = tuple((one, one.function, one.argument) for one in self)
+        self.steps = tuple(_step(one) for one in self)
         self.failing = {one for one in self if one.failures}
         return self
+
+
+def _step(
+    implementation: Implementation,
+) -> tuple[Implementation, Callable[..., Any], bool, str, str]:
+    """Itself, its function, whether that is to be called directly, and with which arguments."""
+    arguments = implementation.arguments
+    one, two, *_ = (*(arguments or ()), NO_ARGUMENT, NO_ARGUMENT)
+    return implementation, implementation.function, arguments is not None, one, two
 
 
 async def call(implementation: Implementation, watched: Watched, known: Any) -> Any:
@@ -223,10 +238,10 @@ async def call(implementation: Implementation, watched: Watched, known: Any) -> 
     finally:
         watched.hook = outer
         if watched.hook_late:
-            _take_back(watched)
+            take_back(watched)
 
 
-async def walk(
+async def walk(  # noqa: C901 - a function between would cost as much as the call
     implementations: Implementations,
     watched: Watched,
     known: Known,
@@ -243,15 +258,17 @@ async def walk(
     """
     outer, failing = watched.hook, implementations.failing
     try:
-        for implementation, function, argument in implementations.steps:
+        for implementation, function, directly, one, two in implementations.steps:
             watched.hook = implementation
             try:
-                if argument:
-                    await function(known[argument])
-                elif argument is None:
-                    await _invoked(implementation, known)
-                else:
+                if two:
+                    await function(known[one], known[two])
+                elif one:
+                    await function(known[one])
+                elif directly:
                     await function()
+                else:
+                    await _invoked(implementation, known)
             except BaseException as error:  # noqa: BLE001 - sorted out there
                 _sort_out(implementation, error, watched, vital=vital)
                 failing.add(implementation)
@@ -262,7 +279,7 @@ async def walk(
     finally:
         watched.hook = outer
         if watched.hook_late:
-            _take_back(watched)
+            take_back(watched)
 
 
 async def first(
@@ -302,21 +319,28 @@ def _sort_out(
     implementation: Implementation, error: BaseException, watched: Watched, *, vital: bool
 ) -> None:
     """Raise what ends the walk, and count what does not."""
-    reason = reason_of(error, watched)
+    reason = because(error, watched)
     if not isinstance(reason, Exception):
         raise reason
     if implementation.hook == ENDS_TASKS and isinstance(reason, CONTROL_FLOW):
         raise reason
-    if reason is not error:
-        reason.__cause__ = error
-    if vital and implementation.member.required:
+    refuses = implementation.hook == MAY_REFUSE and isinstance(reason, StartError)
+    if vital and (implementation.member.required or refuses):
         raise implementation.error(reason) from reason
     implementation.failed(reason)
 
 
+def because(error: BaseException, watched: Watched) -> BaseException:
+    """What really happened, with what was raised as its cause where that is something else."""
+    reason = reason_of(error, watched)
+    if reason is not error:
+        reason.__cause__ = error
+    return reason
+
+
 def reason_of(error: BaseException, watched: Watched) -> BaseException:
     """What really happened: the clock, the plugin and others may all have cancelled the task."""
-    late = _take_back(watched)
+    late = take_back(watched)
     if isinstance(error, Exception | GeneratorExit):
         return error
     if not isinstance(error, asyncio.CancelledError):
@@ -329,7 +353,7 @@ def reason_of(error: BaseException, watched: Watched) -> BaseException:
     return RuntimeError("it raised CancelledError, and nobody had asked it to stop")
 
 
-def _take_back(watched: Watched) -> int:
+def take_back(watched: Watched) -> int:
     """What the clock has cancelled is not cancelled any more; what others have still is."""
     late, watched.hook_late = watched.hook_late, 0
     task = asyncio.current_task()

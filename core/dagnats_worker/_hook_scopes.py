@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any
 
-from dagnats_worker._hook_calls import Call, Implementation, Known, Member, Watched, call
+from dagnats_worker._hook_calls import (
+    Call,
+    Implementation,
+    Known,
+    Member,
+    Watched,
+    because,
+    take_back,
+)
 
 AsyncScope = AbstractAsyncContextManager[None]
 Exit = tuple[type[BaseException] | None, BaseException | None, TracebackType | None]
@@ -88,29 +95,43 @@ class Scope(AbstractAsyncContextManager[None]):
         self._removes = removes
         self._entered: list[tuple[ScopeImplementation, AsyncScope]] = []
 
+    # Every task enters and leaves scopes, so the calls are made here, as ``walk`` does, without a
+    # function between.
+
     async def __aenter__(self) -> None:
-        watched = self._watch(self._known)
+        watched, known = self._watch(self._known), self._known
+        outer = watched.hook
         try:
             for implementation in self._implementations:
                 assert isinstance(implementation, ScopeImplementation), "compiled as a scope"
-                await self._enter(implementation, watched)
+                entry = watched.hook = implementation.entry
+                try:
+                    manager = await entry.invoke(known)
+                except BaseException as error:  # noqa: BLE001 - sorted out there
+                    self._sort_out(implementation, error, watched)
+                else:
+                    entry.failures = 0
+                    self._entered.append((implementation, manager))
         except BaseException as error:
             await self._leave((type(error), error, error.__traceback__), watched)
             raise
+        finally:
+            watched.hook = outer
+            if watched.hook_late:
+                take_back(watched)
 
-    async def _enter(self, implementation: ScopeImplementation, watched: Watched) -> None:
-        entry = implementation.entry
-        try:
-            manager = await call(entry, watched, self._known)
-        except Exception as error:
-            if self._vital and implementation.member.required:
-                raise entry.error(error) from error
-            entry.failed(error)
-            if self._removes:
-                implementation.member.leave("failed")
-        else:
-            entry.failures = 0
-            self._entered.append((implementation, manager))
+    def _sort_out(
+        self, implementation: ScopeImplementation, error: BaseException, watched: Watched
+    ) -> None:
+        """Raise what keeps the scope from being entered, and count what does not."""
+        reason = because(error, watched)
+        if not isinstance(reason, Exception):
+            raise reason
+        if self._vital and implementation.member.required:
+            raise implementation.entry.error(reason) from reason
+        implementation.entry.failed(reason)
+        if self._removes:
+            implementation.member.leave("failed")
 
     async def __aexit__(
         self,
@@ -120,19 +141,34 @@ class Scope(AbstractAsyncContextManager[None]):
     ) -> None:
         await self._leave((kind, error, traceback), self._watch(self._known))
 
-    async def _leave(self, reason: Exit, watched: Watched) -> None:
-        interrupted: asyncio.CancelledError | None = None
-        while self._entered:
-            implementation, manager = self._entered.pop()
-            try:
-                await call(implementation.exit, watched, (manager, reason))
-            except asyncio.CancelledError as cancelled:
-                if cancelled is not reason[1]:
-                    interrupted = cancelled
-            except Exception as raised:  # noqa: BLE001 - the end of a scope cannot change the verdict
-                if raised is not reason[1]:
-                    implementation.exit.failed(raised)
-            else:
-                implementation.exit.failures = 0
+    async def _leave(self, left: Exit, watched: Watched) -> None:
+        interrupted: BaseException | None = None
+        outer = watched.hook
+        try:
+            while self._entered:
+                implementation, manager = self._entered.pop()
+                leaving = watched.hook = implementation.exit
+                try:
+                    await leaving.invoke((manager, left))
+                except BaseException as error:  # the end of a scope cannot change the verdict
+                    raised = because(error, watched)
+                    if isinstance(raised, GeneratorExit):
+                        raise
+                    if raised is not left[1]:
+                        interrupted = _not_told(leaving, raised) or interrupted
+                else:
+                    leaving.failures = 0
+        finally:
+            watched.hook = outer
+            if watched.hook_late:
+                take_back(watched)
         if interrupted is not None:
             raise interrupted
+
+
+def _not_told(leaving: Implementation, raised: BaseException) -> BaseException | None:
+    """Tell of what a scope has raised at its end, unless it is its task that is to end."""
+    if isinstance(raised, Exception):
+        leaving.failed(raised)
+        return None
+    return raised

@@ -1,4 +1,4 @@
-"""How a handler's input is read: one function per annotation, made once, at the registration."""
+"""How models are read from JSON, inputs of handlers above all: one function per annotation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 from msgspec import inspect as msgspec_types
 
 from dagnats_worker._envelope import unwrap_trigger
-from dagnats_worker.errors import NonRetryableError
+from dagnats_worker.errors import DecodeError, NonRetryableError
 
 Decode = Callable[[bytes], Any]
 
@@ -39,7 +39,7 @@ def input_decoder(
     Raises:
         TypeError: The annotation is not a type that JSON can be read into.
     """
-    decode = _decoder(annotation, handler)
+    decode = _decoder(annotation, f"the input of handler {handler} is annotated with")
     if unwrap:
         decode = _after_unwrapping(decode)
     if default is REQUIRED and _admits_none(annotation):
@@ -60,6 +60,25 @@ def input_decoder(
     return decode_input
 
 
+def value_decoder(annotation: Any) -> Decode:
+    """Make the function that reads stored bytes as a model, as the input of a handler is read.
+
+    It raises ``DecodeError``, which says what is wrong and where. ``bytes`` are left as they are.
+
+    Raises:
+        TypeError: The annotation is not a type that JSON can be read into.
+    """
+    decode = _decoder(annotation, "the model is")
+
+    def decode_value(raw: bytes) -> Any:
+        try:
+            return decode(raw)
+        except BAD_INPUT as error:
+            raise DecodeError(_explain(error)) from error
+
+    return decode_value
+
+
 def members(annotation: Any) -> Iterator[Any]:
     """What a union is made of, without ``Annotated``; anything else is its own only member."""
     if hasattr(annotation, "__value__"):  # a `type X = ...` statement
@@ -77,7 +96,7 @@ def _admits_none(annotation: Any) -> bool:
     return any(member in (None, types.NoneType, Any, object) for member in members(annotation))
 
 
-def _decoder(annotation: Any, handler: str) -> Decode:
+def _decoder(annotation: Any, what: str) -> Decode:
     kinds = [member for member in members(annotation) if member not in (None, types.NoneType)]
     if kinds == [bytes]:
         return _as_it_is
@@ -89,8 +108,7 @@ def _decoder(annotation: Any, handler: str) -> Decode:
         return _msgspec_decoder(annotation)
     except Exception as error:  # inspecting a user's class can raise anything
         raise TypeError(
-            f"the input of handler {handler} is annotated with {annotation!r}, "
-            f"which cannot be read from JSON: {error}"
+            f"{what} {annotation!r}, which cannot be read from JSON: {error}"
         ) from error
 
 

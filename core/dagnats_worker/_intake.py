@@ -138,6 +138,16 @@ class Intake:
 
         thread.add_done_callback(free)
 
+    @property
+    def trouble(self) -> str:
+        """Why its source brings nothing at the moment; empty where all is well."""
+        return str(getattr(self._source, "trouble", ""))
+
+    @property
+    def is_extra(self) -> bool:
+        """It brings sticky tasks, beside the source of the same task type."""
+        return self._slots.only_idle
+
     # ------------------------------------------------------------------ stopping
 
     async def drain(self) -> None:

@@ -45,6 +45,15 @@ def encode(value: Any) -> bytes:
     return data
 
 
+def encode_value(value: Any) -> bytes:
+    """Write what is stored or streamed: bytes as they are, JSON or not, and all else as JSON.
+
+    Raises:
+        UsageError: The value, or something inside it, is not JSON.
+    """
+    return bytes(value) if isinstance(value, bytes | bytearray | memoryview) else encode(value)
+
+
 def decode(data: bytes) -> Any:
     """Read any JSON document.
 

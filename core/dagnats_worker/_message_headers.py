@@ -7,11 +7,15 @@ import re
 from typing import Any
 
 from dagnats_worker._hook_calls import Implementations
+from dagnats_worker._protocol import TRACE_HEADERS
 
 logger = logging.getLogger("dagnats_worker.plugins")
 
 _name = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _breaks = re.compile(r"[\r\n\0]")
+
+_usual_names = frozenset(TRACE_HEADERS)
+"""Those that most plugins put in, which need no look at them each time."""
 
 
 def sendable(headers: Any, implementations: Implementations) -> dict[str, str]:
@@ -24,9 +28,12 @@ def sendable(headers: Any, implementations: Implementations) -> dict[str, str]:
     if not isinstance(headers, dict):
         _tell(implementations, f"headers is a dict, got {headers!r:.200}")
         return {}
-    wrong = [name for name, value in headers.items() if not _fits(name, value)]
-    if not wrong:
+    for name, value in headers.items():
+        if not _fits(name, value):
+            break
+    else:
         return headers
+    wrong = [name for name, value in headers.items() if not _fits(name, value)]
     for name in wrong:
         _tell(implementations, f"header {name!r:.200} = {headers[name]!r:.200} cannot be sent")
     return {name: value for name, value in headers.items() if name not in wrong}
@@ -36,7 +43,7 @@ def _fits(name: Any, value: Any) -> bool:
     return (
         isinstance(name, str)
         and isinstance(value, str)
-        and _name.fullmatch(name) is not None
+        and (name in _usual_names or _name.fullmatch(name) is not None)
         and _breaks.search(value) is None
     )
 

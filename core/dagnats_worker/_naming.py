@@ -17,6 +17,7 @@ _DURABLE_BYTES = bytes(
     byte if byte in _KEPT else ord("-") if byte == ord(".") else ord("_") for byte in range(256)
 )
 _UNFIT = re.compile(r"[\s*>\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_KEY = re.compile(r"[-/_=A-Za-z0-9]+(\.[-/_=A-Za-z0-9]+)*")
 _WORKER_ID = re.compile(r"[-/_=A-Za-z0-9]+")
 
 
@@ -78,6 +79,27 @@ def check_worker_id(value: str) -> None:
         raise ValueError(
             f"worker id {value!r} is not usable; take one or more of A-Z a-z 0-9 - _ = /"
         )
+
+
+def signal_key(run_id: str, name: str) -> str:
+    """The key of a signal in its bucket.
+
+    Raises:
+        ValueError: A run or a name that cannot be part of a key.
+        TypeError: Not a text.
+    """
+    for kind, value, pattern in (
+        ("run id", run_id, _WORKER_ID),
+        ("name of a signal", name, _KEY),
+    ):
+        if not isinstance(value, str):
+            raise TypeError(f"{kind} is a text, got {value!r}")
+        if not pattern.fullmatch(value):
+            raise ValueError(
+                f"{kind} {value!r} is not usable; take one or more of A-Z a-z 0-9 - _ = /, "
+                "and in a name single dots between them"
+            )
+    return f"{run_id}.{name}"
 
 
 def filters_overlap(left: str, right: str) -> bool:

@@ -71,11 +71,14 @@ class Released:
     Attributes:
         reason: ``retry``, ``pause``, ``delay``, ``drain``, or a word of a plugin.
         error: What went wrong, where that is why; for people who read the history.
+        kept: Somebody has stored ``ctx.kept_task()`` and will publish it: the message is acked, and
+            what comes after this start is no attempt.
     """
 
     reason: str
     delay: timedelta = timedelta(0)
     error: str = ""
+    kept: bool = False
 
 
 Outcome = Completed | Continued | Failed | Paused | Released

@@ -58,6 +58,10 @@ class PluginSource:
     def fenced(self) -> bool:
         return self._source.fenced
 
+    @property
+    def trouble(self) -> str:
+        return str(getattr(self._source, "trouble", ""))
+
     async def deliveries(self, slots: Slots) -> AsyncIterator[Delivery]:
         try:
             async for delivery in self._source.deliveries(slots):

@@ -13,8 +13,8 @@ import pluggy
 
 from dagnats_worker._context import BaseContext, inflight_of
 from dagnats_worker._hook_calls import (
+    ARGUMENTS_MAX,
     LENIENT,
-    NO_ARGUMENT,
     VITAL,
     Call,
     Caller,
@@ -202,19 +202,14 @@ def _compiled(hook: str, member: Member, implementation: pluggy.HookImpl) -> Imp
         function,
         wrap(hook, member, invoke),
         is_async=is_async,
-        argument=_only_argument(hook, function) if is_async and wrap is _as_it_is else None,
+        arguments=_few_arguments(hook, function) if is_async and wrap is _as_it_is else None,
     )
 
 
-def _only_argument(hook: str, function: Callable[..., Any]) -> str | None:
+def _few_arguments(hook: str, function: Callable[..., Any]) -> list[str] | None:
     """What makes an implementation one that can be called without a function between."""
-    match taken_arguments(hook, function):
-        case [], []:
-            return NO_ARGUMENT
-        case [name], []:
-            return name
-        case _:
-            return None
+    by_position, by_name = taken_arguments(hook, function)
+    return None if by_name or len(by_position) > ARGUMENTS_MAX else by_position
 
 
 def _invoking(hook: str, function: Callable[..., Any]) -> Call:

@@ -62,6 +62,7 @@ class Registration:
             self.ack_wait,
             self.timeout,
             self.plugin_options,
+            self.handler.executor,
         )
 
 
@@ -122,9 +123,16 @@ class Registry:
         most = self._max_tasks
         if spec.executor == "process":
             most = min(most, self._processes_max)
+        if options.get("singleton") is True:
+            most = 1  # also of a handler thread that outlived its time
         concurrency = options.get("concurrency", most)
         if not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1:
             raise ValueError(f"concurrency is a whole number of at least 1, got {concurrency!r}")
+        if concurrency > 1 and options.get("singleton") is True:
+            raise ValueError(
+                f"a singleton runs one handler at a time, got concurrency {concurrency}; leave it "
+                "out"
+            )
         retry = options.get("retry", Retry())
         if not isinstance(retry, Retry):
             raise TypeError(f"retry is a Retry, got {retry!r}")

@@ -15,12 +15,21 @@ from dagnats_worker._counters import Counters
 from dagnats_worker._execution import Execution
 from dagnats_worker._handlers import HandlerSpec
 from dagnats_worker._inflight import Ending, InFlight
-from dagnats_worker._outcome import Completed, Failed, Outcome, Released, check_outcome, failed
+from dagnats_worker._outcome import (
+    Completed,
+    Failed,
+    Outcome,
+    Released,
+    causes,
+    check_outcome,
+    failed,
+)
 from dagnats_worker._plugins import Hooks
 from dagnats_worker.errors import (
     DagnatsError,
     NonRetryableError,
     ReleaseTask,
+    SupersededError,
     TaskError,
     UsageError,
     describe,
@@ -74,6 +83,8 @@ class HandlerRunner:
         execution.handler_duration = timedelta(seconds=time.monotonic() - started_at)
         if inflight.ending is not None and not _stands(execution, inflight.ending):
             return await self._ended(execution, inflight.ending)
+        if error is not None and any(isinstance(one, SupersededError) for one in causes(error)):
+            raise StoppedError(Drop(describe(error)))
         return await self._outcome(execution, value, error)
 
     async def _interruptible(self, execution: Execution, inflight: InFlight) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -16,9 +17,11 @@ from dagnats_worker._ending import RUNS_STREAM
 from dagnats_worker._events import Events
 from dagnats_worker._executors import Executors
 from dagnats_worker._facade import Facade
+from dagnats_worker._health import Vitals
 from dagnats_worker._hook_clock import HookClock
 from dagnats_worker._inflight import Ending, Held
 from dagnats_worker._intake import Intake
+from dagnats_worker._plugin_source import PluginSource
 from dagnats_worker._plugins import Hooks
 from dagnats_worker._registry import Registry
 from dagnats_worker._serving import Serving
@@ -120,7 +123,11 @@ class RunningWorker:
         self._check_needs()
         for registration, group in self._served:
             self._unbegun.append(await self._serving.open(registration, group))
-        sticky = await self._serving.open_sticky(self._registry.all)
+        sticky = await self._serving.open_sticky(
+            registration
+            for (registration, _), source in zip(self._served, self._unbegun, strict=True)
+            if not isinstance(source, PluginSource)
+        )
         for registration, group in self._served:
             source = self._unbegun.pop(0)
             own = sticky.get(registration.task_type)
@@ -155,6 +162,19 @@ class RunningWorker:
             watchdog=self._watchdog,
             worker_id=self._worker.worker_id,
             shortest_timeout_s=min(one.timeout.total_seconds() for one in self._registry.all),
+        )
+        self._worker.health.attach(self._vitals(self._watchdog))
+
+    def _vitals(self, watchdog: Watchdog) -> Vitals:
+        return Vitals(
+            facade=self.facade,
+            transport=self._transport,
+            watchdog=watchdog,
+            intakes=self._intakes,
+            counters=self._counters,
+            slots_in_use=lambda: self._slots.gate.inside,
+            abandoned=lambda: self._executors.abandoned,
+            loop=asyncio.get_running_loop(),
         )
 
     async def _enter_worker_scopes(self) -> None:
@@ -207,6 +227,7 @@ class RunningWorker:
         await asyncio.shield(self._stopping)
 
     async def _stop(self, timeout: timedelta) -> None:
+        self.facade.drain_ends_at = time.monotonic() + timeout.total_seconds()
         await self.facade.enter("draining")
         await _each("giving back what waits", *(intake.drain() for intake in self._intakes))
         await self._wait_for_handlers(timeout.total_seconds())
@@ -245,6 +266,7 @@ class RunningWorker:
     async def cut(self) -> None:
         """End a drain at once: what still runs is cancelled, and its messages are given back."""
         self._forced.set()
+        self.facade.drain_ends_at = time.monotonic()
         if self._stopping is not None:
             await asyncio.shield(self._stopping)
 
@@ -292,6 +314,7 @@ class RunningWorker:
             retried=counters.retried,
             released=counters.released,
             skipped=counters.skipped,
+            skipped_cancelled=counters.skipped_cancelled,
             rejected=counters.rejected,
             renewals=self._transport.leases.renewals,
             publish_retries=counters.publish_retries,

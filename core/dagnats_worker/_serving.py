@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from dagnats_worker._arrival import Arrivals
@@ -63,8 +63,11 @@ class Serving:
                 return PluginSource(source, self.config.hook_timeout)
         return await open_tasks(self.transport, registration, group)
 
-    async def open_sticky(self, registrations: tuple[Registration, ...]) -> dict[str, Source]:
-        """Sticky tasks come to workers without groups and partitions, where the stream exists."""
+    async def open_sticky(self, registrations: Iterable[Registration]) -> dict[str, Source]:
+        """Sticky tasks come to workers without groups and partitions, where the stream exists.
+
+        Only beside a durable: a plugin's source may promise an order, or one task at a time.
+        """
         if self.facade.groups or self.facade.partitions:
             return {}
         if not await self.transport.has_stream(STICKY_STREAM):

@@ -21,6 +21,7 @@ logger = logging.getLogger("dagnats_worker.worker")
 TICK_MAX_S = 0.1
 TICK_MIN_S = 0.01
 TICKS_PER_TIMEOUT = 10
+LAG_WINDOW_S = 30.0
 
 
 class Supervisor:
@@ -49,15 +50,19 @@ class Supervisor:
         self._watch_after_s = config.cancel_watch_after.total_seconds()
         self._skips_told = 0
         self._lag_s = 0.0
+        self._lag_before_s = 0.0
+        self._lag_since = time.monotonic()
         self._tasks = [
             asyncio.create_task(self._tick(), name="dagnats-worker clock"),
             asyncio.create_task(self._look_around(), name="dagnats-worker look-out"),
         ]
 
     def worst_lag_s(self) -> float:
-        """How late the loop was at worst since this was asked last."""
-        lag_s, self._lag_s = self._lag_s, 0.0
-        return lag_s
+        """How late the loop was at worst in the last half minute, or somewhat longer.
+
+        Asking changes nothing, so that several may ask.
+        """
+        return max(self._lag_s, self._lag_before_s)
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -70,7 +75,7 @@ class Supervisor:
             before = time.monotonic()
             await asyncio.sleep(self._tick_s)
             now = time.monotonic()
-            self._lag_s = max(self._lag_s, now - before - self._tick_s)
+            self._note_lag(now, now - before - self._tick_s)
             leases.loop_is_alive()
             self._watchdog.loop_is_alive()
             for inflight in self._held:
@@ -81,6 +86,11 @@ class Supervisor:
                     inflight.interrupt(Ending.TIMEOUT)
                 elif ran_s > self._watch_after_s and not inflight.watched:
                     await self._watch(inflight)
+
+    def _note_lag(self, now: float, lag_s: float) -> None:
+        if now - self._lag_since > LAG_WINDOW_S:
+            self._lag_before_s, self._lag_s, self._lag_since = self._lag_s, 0.0, now
+        self._lag_s = max(self._lag_s, lag_s)
 
     async def _watch(self, inflight: InFlight) -> None:
         try:

@@ -9,7 +9,9 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+from dagnats_worker._key_value import KeyValue
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
     from dagnats_worker.hookspecs import KeepAlive
 
 NO_HEADERS: Mapping[str, str] = {}
+
+Settlement = Literal["", "done", "given back", "lost"]
+"""Not settled; acked or terminated; to be delivered again; with somebody else, or nobody knows."""
+
 HEADER_BYTES = len("NATS/1.0\r\n\r\n")
 PAIR_BYTES = len(": \r\n")
 
@@ -48,6 +54,8 @@ class Delivery:
             frozen while the message lay in our socket.
         sent_after: On the monotonic clock: the server sent it, and its lease began, no earlier than
             this; 0 where that is not known.
+        relayed: Another stream had it before this one, so it may be older than ``timestamp_ns``.
+        settlement: Set by the worker before it says ``settled``: how that was done.
     """
 
     __slots__ = (
@@ -56,8 +64,10 @@ class Delivery:
         "deliveries",
         "doubtful",
         "headers",
+        "relayed",
         "sent_after",
         "sequence",
+        "settlement",
         "stream",
         "subject",
         "timestamp_ns",
@@ -76,6 +86,8 @@ class Delivery:
         timestamp_ns: int,
         doubtful: bool = False,
         sent_after: float = 0.0,
+        relayed: bool = False,
+        settlement: Settlement = "",
     ) -> None:
         self.subject = subject
         self.data = data
@@ -87,6 +99,8 @@ class Delivery:
         self.timestamp_ns = timestamp_ns
         self.doubtful = doubtful
         self.sent_after = sent_after
+        self.relayed = relayed
+        self.settlement: Settlement = settlement
 
     def __repr__(self) -> str:
         return f"Delivery({self.subject!r}, sequence={self.sequence}, deliveries={self.deliveries})"
@@ -111,6 +125,9 @@ class Source(Protocol):
     What it has yielded, the worker acks, naks and renews, on ``delivery.ack_subject``. What has
     arrived and was not yielded it gives back itself when it is stopped, and says
     ``slots.settled()`` for each.
+
+    A source may have an attribute ``trouble``: a text for ``/readyz`` while it cannot bring any
+    tasks, and empty otherwise. It is read from another thread.
 
     Example:
         ```python
@@ -208,63 +225,6 @@ class StoredEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One key of a bucket.
-
-    Attributes:
-        value: Empty where the key was deleted.
-        revision: The sequence of the write; what a compare-and-set expects.
-        headers: As they were put.
-        deleted: The newest write is a delete marker.
-    """
-
-    key: str
-    value: bytes
-    revision: int
-    headers: Mapping[str, str]
-    deleted: bool = False
-
-
-class KeyValue(Protocol):
-    """One key-value bucket.
-
-    Every method raises ``KeyValueError`` when the bucket is missing or the server does not answer.
-    """
-
-    async def get(self, key: str) -> Entry | None:
-        """The newest entry of a key; None where there is none or it was deleted."""
-        ...
-
-    async def put(
-        self,
-        key: str,
-        value: bytes,
-        *,
-        headers: Mapping[str, str] | None = None,
-        expected_revision: int | None = None,
-    ) -> int:
-        """Write a key and return its revision.
-
-        Raises:
-            KeyValueError: Also where ``expected_revision`` (0: no such key, or a deleted one) is
-                not the newest one; its ``conflict`` is then true.
-        """
-        ...
-
-    async def delete(self, key: str, *, expected_revision: int | None = None) -> None:
-        """Leave a delete marker for a key."""
-        ...
-
-    async def keys(self) -> list[str]:
-        """The keys that have a value."""
-        ...
-
-    def watch(self, key: str) -> AsyncIterator[Entry]:
-        """The newest entry of a key (wildcards allowed), if there is one, then every change."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
 class ConsumerSpec:
     """A pull consumer that a task type needs.
 
@@ -329,7 +289,9 @@ class Transport(Protocol):
         """Send a message that nobody confirms: an acknowledgement, a stream chunk."""
         ...
 
-    async def request(self, subject: str, data: bytes) -> bytes:
+    async def request(
+        self, subject: str, data: bytes, headers: Mapping[str, str] | None = None
+    ) -> bytes:
         """Ask, and wait for one answer; ``TransportError`` where there is none in time."""
         ...
 

@@ -29,6 +29,7 @@ LOOK_MAX_S = 0.25
 OVERSLEPT_S = 0.5
 """When this thread itself wakes so late, the whole process stood still, and not the loop alone."""
 FRAMES_MAX = 30
+SHOWN_MAX = 5
 JOIN_WAIT_S = 1.0
 
 HANDLER_ADVICE = "make it a plain `def`, and it runs in a thread"
@@ -64,6 +65,8 @@ class Watchdog:
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._seen_at = monotonic()
+        self._not_before = 0.0
+        self._told = (0.0, "")
         self._stopped = threading.Event()
         self._thread = threading.Thread(
             target=self._watch, name="dagnats-worker-watchdog", daemon=True
@@ -74,6 +77,18 @@ class Watchdog:
         """Called by the event loop, again and again."""
         self._seen_at = monotonic()
 
+    @property
+    def blocked_s(self) -> float:
+        """How long the loop has stood still; 0 where the whole process did so just now."""
+        now = monotonic()
+        return 0.0 if now < self._not_before else now - self._seen_at
+
+    @property
+    def culprit(self) -> str:
+        """What blocks the loop now; empty where that was not told yet."""
+        seen_at, who = self._told
+        return who if seen_at == self._seen_at else ""
+
     def close(self) -> None:
         """End the thread."""
         self._stopped.set()
@@ -82,16 +97,16 @@ class Watchdog:
     # ------------------------------------------------------------------ in the thread
 
     def _watch(self) -> None:
-        told_of = not_before = 0.0
+        told_of = 0.0
         looked_at = monotonic()
         while not self._stopped.wait(self._look_every_s) and not self._loop.is_closed():
             now = monotonic()
             overslept = now - looked_at > self._look_every_s + OVERSLEPT_S
             if overslept or not self._loop.is_running():
-                not_before = now + self._limit_s
+                self._not_before = now + self._limit_s
             looked_at = now
             seen_at = self._seen_at
-            if now < not_before or now - seen_at <= self._limit_s or seen_at == told_of:
+            if self.blocked_s <= self._limit_s or seen_at == told_of:
                 continue
             told_of = seen_at
             try:
@@ -106,6 +121,7 @@ class Watchdog:
             return
         frames = list(_frames(frame))
         who, advice = self._who(task, frames)
+        self._told = (seen_at, who)
         stack = traceback.StackSummary.extract(
             ((one, one.f_lineno) for one in reversed(frames[:FRAMES_MAX])), lookup_lines=True
         )
@@ -122,7 +138,9 @@ class Watchdog:
         inflight = next((one for one in self._held if one.task is task), None)
         hook = self._hook_of(task, inflight)
         if hook is not None:
-            return f"plugin {hook.member.name!r} in {hook.label}", HOOK_ADVICE
+            for_what = _task_of(inflight) if inflight is not None else ""
+            what = f", for a task of type {for_what}" if for_what else ""
+            return f"plugin {hook.member.name!r} in {hook.label}{what}", HOOK_ADVICE
         if inflight is not None and inflight.in_handler:
             return _handler(inflight), HANDLER_ADVICE
         if task is not None and (name := self._spawned(task)):
@@ -152,7 +170,15 @@ class Watchdog:
             package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
             if package in packages:
                 return f"code of plugin {packages[package]!r}", HOOK_ADVICE
-        return "something that does not await", OTHER_ADVICE
+        return f"something that does not await{self._meanwhile()}", OTHER_ADVICE
+
+    def _meanwhile(self) -> str:
+        """One of the handlers that run has begun it: in a callback, or in a task of its own."""
+        running = [_task_of(one) for one in self._held if one.in_handler]
+        if not running:
+            return ""
+        more = f" and {len(running) - SHOWN_MAX} more" if len(running) > SHOWN_MAX else ""
+        return f", while handlers run for {', '.join(running[:SHOWN_MAX])}{more}"
 
 
 def code_of(function: Callable[..., Any]) -> CodeType | None:
@@ -167,12 +193,17 @@ def _package(member: Member) -> str:
 
 
 def _handler(inflight: InFlight) -> str:
+    task = _task_of(inflight)
+    return f"the handler of task type {task}" if task else "a handler"
+
+
+def _task_of(inflight: InFlight) -> str:
+    """The type, the run and the step; empty where they are not known yet."""
     execution = inflight.execution
     if execution is None:
-        return "a handler"
+        return ""
     name = execution.environment.task_type.name
-    run_id, step_id = execution.task.run_id, execution.task.step_id
-    return f"the handler of task type {name!r} (run {run_id}, step {step_id})"
+    return f"{name!r} (run {execution.task.run_id}, step {execution.task.step_id})"
 
 
 def _frames(innermost: FrameType) -> Iterator[FrameType]:

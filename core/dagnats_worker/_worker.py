@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dagnats_worker._config import WorkerConfig, installed_overrides
+from dagnats_worker._health import WorkerHealth
 from dagnats_worker._load import Setup, url_of_command_line
 from dagnats_worker._naming import check_token, check_worker_id
 from dagnats_worker._open import open_transport
@@ -88,7 +89,7 @@ class Worker:
             raise TypeError(f"groups is a list of names, got {groups!r}")
         for group in groups:
             check_token("group", group)
-        self.worker_id = worker_id or new_worker_id()
+        self.worker_id = _own_id(worker_id, overrides.process)
         self.groups = tuple(groups)
         self.partitions = _checked_partitions(partitions)
         self.max_tasks = max_tasks
@@ -110,6 +111,11 @@ class Worker:
     @cached_property
     def _registry(self) -> Registry:
         return Registry(max_tasks=self.max_tasks, processes_max=self.config.processes_max)
+
+    @cached_property
+    def health(self) -> WorkerHealth:
+        """What ``/livez`` and ``/readyz`` say, for a program that has an HTTP server of its own."""
+        return WorkerHealth(self.worker_id, self.config)
 
     @property
     def _hooks(self) -> Hooks:
@@ -210,6 +216,15 @@ class Worker:
                 "'dagnats-worker[partitions]'"
             )
         self._registry.check_names(self.groups)
+        if not installed_overrides().supervised:
+            self.health.open()
+        try:
+            return await self._start_running()
+        except BaseException:
+            self.health.close()
+            raise
+
+    async def _start_running(self) -> RunningWorker:
         transport = await self._connect()
         running = RunningWorker(self, self._registry, self._hooks, transport)
         try:
@@ -235,7 +250,10 @@ class Worker:
         """
         if self._running is not None:
             within = self.config.drain_timeout if timeout is None else timeout
-            await self._running.stop(within)
+            try:
+                await self._running.stop(within)
+            finally:
+                self.health.close()
 
     async def cut(self) -> None:
         """End a drain at once: handlers are cut off, and their tasks come again."""
@@ -306,6 +324,12 @@ class Worker:
         if self._running is None:
             raise UsageError("the worker was not started")
         return await self._running.broken()
+
+
+def _own_id(given: str | None, process: int | None) -> str:
+    if given is None:
+        return new_worker_id()
+    return given if process is None else f"{given}-{process}"
 
 
 def _checked_connection(

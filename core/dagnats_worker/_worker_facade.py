@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from dagnats_worker._transport import KeyValue
+from dagnats_worker._key_value import KeyValue
+from dagnats_worker._routes import Response
 from dagnats_worker.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class TaskType:
         concurrency: How many handlers of this type may run at once in this worker.
         ack_wait: The lease that was asked for; None for what the consumer has.
         timeout: After this long a handler is given up.
+        executor: Where its handler runs: ``async``, ``thread`` or ``process``.
     """
 
     name: str
@@ -37,6 +39,7 @@ class TaskType:
     ack_wait: timedelta | None
     timeout: timedelta
     plugin_options: dict[type[Any], Any]
+    executor: Literal["async", "thread", "process"] = "async"
 
     def options(self, plugin: type[Plugin[Any]]) -> Any:
         """The task options that this plugin declared, as its ``task_options`` dataclass.
@@ -62,12 +65,14 @@ class Stats:
         retried: Tasks that were given back to be tried again.
         released: Tasks that were given back for another reason.
         skipped: Tasks that were acked without running: cancelled, or done before.
+        skipped_cancelled: Those of them whose run was cancelled.
         rejected: Messages that could not be decoded.
         renewals: Leases that were renewed.
         publish_retries: Events that had to be sent again.
         slots_in_use: Handlers that run now; not a counter.
         abandoned: Handler threads that outlived their task and still run; not a counter.
-        loop_lag_s: How late the event loop was, at worst, since this was read last; not a counter.
+        loop_lag_s: How late the event loop was, at worst, in the last half minute or somewhat
+            longer; not a counter.
     """
 
     delivered: int
@@ -77,6 +82,7 @@ class Stats:
     retried: int
     released: int
     skipped: int
+    skipped_cancelled: int
     rejected: int
     renewals: int
     publish_retries: int
@@ -107,6 +113,8 @@ class KeepAlive:
 
     Attributes:
         subject: Where it goes; a stream or a bucket answers what is published to it.
+        data: What is sent, or a function that makes it anew for each request. The function runs in
+            the thread that renews the leases: it must be quick, and may not touch the event loop.
         headers: Of each request.
         answered: Called on the event loop with each answer.
         failed: Called on the event loop with the reason, when a request was not answered within
@@ -114,10 +122,14 @@ class KeepAlive:
     """
 
     subject: str
-    data: bytes = b""
+    data: bytes | Callable[[], bytes] = b""
     headers: Mapping[str, str] = field(default_factory=dict)
     answered: Callable[[bytes], None] | None = None
     failed: Callable[[str], None] | None = None
+
+    def body(self) -> bytes:
+        """What is to be sent now."""
+        return self.data() if callable(self.data) else self.data
 
 
 class WorkerFacade(Protocol):
@@ -172,6 +184,10 @@ class WorkerFacade(Protocol):
         """Return once the worker is in this state, or past it."""
         ...
 
+    def drain_left(self) -> timedelta | None:
+        """How long the drain may still take, zero where its time is over; None before it begins."""
+        ...
+
     def stats(self) -> Stats:
         """What it has done since it was started."""
         ...
@@ -195,6 +211,30 @@ class WorkerFacade(Protocol):
 
         Raises:
             ValueError: ``every`` is not longer than zero, or the subject has a wildcard.
+        """
+        ...
+
+    def add_route(
+        self,
+        path: str,
+        handler: Callable[[], Coroutine[Any, Any, Response]],
+        *,
+        merge: Callable[[list[bytes]], bytes] | None = None,
+    ) -> None:
+        """Answer a path of the health port, such as ``/metrics``; no effect where none is served.
+
+        The handler runs on the event loop, for a few seconds at most.
+
+        Args:
+            merge: Makes one body of those that several processes of ``--processes`` have answered
+                with status 200. A function of a module: the process that calls it imports it by its
+                name, and loads no plugin. Without it the answer is an object with each worker's id
+                and what it said.
+
+        Raises:
+            ValueError: Not a path, or ``merge`` cannot be imported by its name.
+            TypeError: The handler is not an async function.
+            PluginError: Another plugin has added that path, or it is one of the worker's own.
         """
         ...
 
@@ -226,4 +266,9 @@ class WorkerFacade(Protocol):
     @property
     def jetstream(self) -> Any:
         """nats-py's JetStreamContext; ``UsageError`` on the in-memory transport."""
+        ...
+
+    @property
+    def nats(self) -> Any:
+        """nats-py's Client, for what its JetStreamContext lacks; ``UsageError`` likewise."""
         ...

@@ -10,6 +10,7 @@
     ├── DelayTask(delay)             raised by pre_handle: nak with its delay
     ├── SkipTask(reason)             raised by pre_handle: no event, ack (the outcome is recorded)
     ├── ReleaseTask(outcome)         raised below a handler by a plugin: released, given back
+    ├── SupersededError              somebody newer has the task: no event, message left alone
     ├── DecodeError                  no event, dead letter, term with the reason
     ├── TransportError               in the walk: no event, nak; of a handler: step.failed retriable
     │   ├── ConnectError
@@ -54,6 +55,7 @@ __all__ = [
     "SignalTimeoutError",
     "SkipTask",
     "StartError",
+    "SupersededError",
     "TaskError",
     "TaskFailedError",
     "TransportError",
@@ -160,6 +162,14 @@ class ReleaseTask(DagnatsError):  # noqa: N818 - control flow, not a failure
         self.outcome = outcome
 
 
+class SupersededError(DagnatsError):
+    """Somebody newer has the task; found anywhere in the ``__cause__`` chain.
+
+    Nothing is published, and the message is neither acked nor given back, whatever the handler has
+    recorded: it belongs to the other one. Should that one die, it comes again when its lease ends.
+    """
+
+
 def _check_outcome(error: DagnatsError, outcome: Outcome) -> None:
     from dagnats_worker._outcome import is_outcome  # noqa: PLC0415 - it imports this module
 
@@ -197,11 +207,13 @@ class KeyValueError(TransportError):
 
     Attributes:
         conflict: The key has another revision than the one that was expected.
+        missing: There is no such bucket, so that trying again does not help.
     """
 
-    def __init__(self, message: str, *, conflict: bool = False) -> None:
+    def __init__(self, message: str, *, conflict: bool = False, missing: bool = False) -> None:
         super().__init__(message)
         self.conflict = conflict
+        self.missing = missing
 
 
 class StartError(DagnatsError):

@@ -19,9 +19,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cas
 
 import pluggy
 
+from dagnats_worker._inputs import value_decoder
+from dagnats_worker._json import encode_value
+from dagnats_worker._kept import KeptTask
+from dagnats_worker._key_value import Entry, KeyValue
+from dagnats_worker._naming import signal_key
+from dagnats_worker._routes import Response
 from dagnats_worker._settings import configured
 from dagnats_worker._slots import Slots
-from dagnats_worker._transport import Delivery, Entry, KeyValue, Source
+from dagnats_worker._transport import Delivery, Source
 from dagnats_worker._worker_facade import (
     KeepAlive,
     PluginState,
@@ -43,10 +49,12 @@ __all__ = [
     "Delivery",
     "Entry",
     "KeepAlive",
+    "KeptTask",
     "KeyValue",
     "Message",
     "Plugin",
     "PluginState",
+    "Response",
     "Signaler",
     "Slots",
     "Source",
@@ -54,7 +62,10 @@ __all__ = [
     "TaskType",
     "WorkerFacade",
     "WorkerState",
+    "encode_value",
     "hookimpl",
+    "signal_key",
+    "value_decoder",
 ]
 
 PROJECT = "dagnats_worker"
@@ -96,20 +107,40 @@ class Checkpointable(Protocol):
         """Leave a marker, and record that the step is to be run again after ``duration``."""
         ...
 
+    @property
+    def resumed_from(self) -> str | None:
+        """The name of the pause after which the step goes on now; None where it has not paused.
+
+        Known before the handler is started; it does no I/O.
+        """
+        ...
+
 
 class Signaler(Protocol):
     """What ``ctx.wait_for_signal`` and its sibling call. Source: dagnats worker/context.go."""
 
-    async def wait_for_signal(self, name: str, timeout: timedelta) -> bytes:
-        """The data of the named signal of this run.
+    async def wait_for_signal(self, name: str, timeout: timedelta, *, park: bool = False) -> bytes:
+        """The data of the named signal of this run; one that was sent before is found.
+
+        Args:
+            park: Give the task up while it waits, so that it takes no slot. The handler is run
+                again from its beginning when the signal is there or the time is over.
 
         Raises:
             SignalTimeoutError: It did not come in time.
+            ValueError: Not a name of a signal, or not a time.
+            KeyValueError: There is no bucket, or no answer.
         """
         ...
 
     async def send_signal(self, run_id: str, name: str, data: Any) -> None:
-        """Send a signal to a run; bytes as they are, all else as JSON."""
+        """Send a signal to a run; bytes as they are, all else as JSON.
+
+        Raises:
+            ValueError: Not the id of a run, or not a name of a signal.
+            UsageError: The data is not JSON, or larger than the server takes.
+            KeyValueError: There is no bucket, or no answer.
+        """
         ...
 
 
@@ -183,7 +214,8 @@ async def open_source(worker: WorkerFacade, task: TaskType) -> Source | None:
 
     When: at start, inside ``worker_scope``, once per task type and group.
     Order: configured order; the first answer that is not None wins.
-    Errors: a required plugin's error stops the start; an optional plugin is skipped.
+    Errors: a required plugin's error stops the start, and so does a ``StartError`` of any plugin;
+    otherwise an optional plugin is skipped.
     """
 
 

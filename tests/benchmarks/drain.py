@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nats
 from nats.js import JetStreamContext
@@ -24,7 +25,7 @@ from dagnats_worker import EmbeddedServer, provision
 from dagnats_worker._jetstream.consumers import consumer_config
 from dagnats_worker._transport import ConsumerSpec
 
-HERE = Path(__file__).parent
+LOOPS = Path(__file__).parent / "loops.py"
 DEFAULT_LOOPS = ["idiom", "lean", "worker"]
 STREAM = "TASK_QUEUES"
 TRIES_MAX = 3
@@ -32,8 +33,20 @@ SETTLE_S = 1.2
 """Tasks are older than a second when they are drained, as in any real backlog."""
 
 
-async def measure(url: str, loop: str, tasks: int, concurrency: int) -> tuple[float, float]:
+async def measure(
+    url: str,
+    loop: str,
+    tasks: int,
+    concurrency: int,
+    *,
+    script: Path = LOOPS,
+    traced: bool = False,
+) -> tuple[float, float]:
     """Fill the queue, let one process drain it.
+
+    Args:
+        script: Has the loop; called as ``loops.py`` is.
+        traced: Each task comes with a trace of its own, as an engine sends it.
 
     Returns:
         Tasks per second, and the CPU time of that process per task in microseconds.
@@ -41,9 +54,10 @@ async def measure(url: str, loop: str, tasks: int, concurrency: int) -> tuple[fl
     client = await nats.connect(url)
     js = client.jetstream()
     await _reset(js, client)
-    await _submit(js, tasks, secrets.token_hex(4))  # purging does not empty the dedup window
+    prefix = secrets.token_hex(4)  # purging does not empty the dedup window
+    await _submit(js, tasks, prefix, traced=traced)
     await asyncio.sleep(SETTLE_S)
-    arguments = [sys.executable, str(HERE / "loops.py"), loop, url, str(tasks), str(concurrency)]
+    arguments = [sys.executable, str(script), loop, url, str(tasks), str(concurrency)]
     process = await asyncio.create_subprocess_exec(*arguments, stdout=subprocess.PIPE)
     output, _ = await process.communicate()
     if process.returncode:
@@ -66,13 +80,21 @@ async def _reset(js: JetStreamContext, client: nats.NATS) -> None:
     await client.request(subject, json.dumps(body).encode())
 
 
-async def _submit(js: JetStreamContext, tasks: int, prefix: str) -> None:
+async def _submit(js: JetStreamContext, tasks: int, prefix: str, *, traced: bool) -> None:
     for first in range(0, tasks, 500):
         futures = [
-            await js.publish_async(f"task.noop.{prefix}{number}", _task(f"{prefix}{number}"))
+            await js.publish_async(
+                f"task.noop.{prefix}{number}",
+                _task(f"{prefix}{number}"),
+                headers={"traceparent": _trace()} if traced else None,
+            )
             for number in range(first, min(first + 500, tasks))
         ]
         await asyncio.gather(*futures)
+
+
+def _trace() -> str:
+    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
 
 
 def _task(run_id: str) -> bytes:
@@ -86,8 +108,14 @@ def _task(run_id: str) -> bytes:
     return json.dumps(task).encode()
 
 
-async def compare(loops: list[str], tasks: int, concurrency: int, repeat: int) -> dict[str, float]:
-    """Run every loop ``repeat`` times, in turn, and return the median rate of each."""
+async def compare(
+    loops: list[str], tasks: int, concurrency: int, repeat: int, **more: Any
+) -> dict[str, float]:
+    """Run every loop ``repeat`` times, in turn, and return the median of each one's ratios.
+
+    Args:
+        more: As for ``measure``.
+    """
     rates: dict[str, list[float]] = {loop: [] for loop in loops}
     cpus_us: dict[str, list[float]] = {loop: [] for loop in loops}
     async with EmbeddedServer() as server:
@@ -96,7 +124,7 @@ async def compare(loops: list[str], tasks: int, concurrency: int, repeat: int) -
         await client.close()
         for number in range(repeat):
             for loop in loops:
-                rate, cpu_us = await measure(server.url, loop, tasks, concurrency)
+                rate, cpu_us = await measure(server.url, loop, tasks, concurrency, **more)
                 rates[loop].append(rate)
                 cpus_us[loop].append(cpu_us)
                 print(f"  {number + 1}/{repeat} {loop:<10} {rate:8.0f} tasks/s", file=sys.stderr)

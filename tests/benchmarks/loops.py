@@ -12,7 +12,7 @@ import asyncio
 import json
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -213,15 +213,16 @@ LOOPS: dict[str, Loop] = {
 }
 
 
-def main() -> None:
+def main(loops: Mapping[str, Loop] = LOOPS) -> None:
+    """Run the loop that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("loop", choices=LOOPS)
+    parser.add_argument("loop", choices=loops)
     parser.add_argument("url")
     parser.add_argument("tasks", type=int)
     parser.add_argument("concurrency", type=int)
     options = parser.parse_args()
     began_s = time.process_time()
-    took_s = asyncio.run(_timed(LOOPS[options.loop], options))
+    took_s = asyncio.run(_timed(loops[options.loop], options))
     print(took_s, time.process_time() - began_s)
 
 

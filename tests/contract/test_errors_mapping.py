@@ -48,6 +48,7 @@ from dagnats_worker.errors import (
     SignalTimeoutError,
     SkipTask,
     StartError,
+    SupersededError,
     TaskError,
     TaskFailedError,
     TransportError,
@@ -260,7 +261,27 @@ async def test_any_other_exception_is_tried_again_where_there_is_no_engine(
 
 def test_every_exception_of_the_tree_has_a_row() -> None:
     rows = {type(row.error()).__name__ for row in ROWS}
-    assert rows >= set(errors.__all__)
+    assert rows | {"SupersededError"} >= set(errors.__all__)
+
+
+@pytest.mark.parametrize("fields", [{}, {"workflow_name": "hello"}], ids=["alone", "managed"])
+async def test_task_that_somebody_newer_has_is_left_alone(fields: dict[str, Any]) -> None:
+    async def handler(ctx: TaskContext) -> str:
+        if ctx.deliveries > 1:
+            return "the newer one"
+        ctx.complete("the older one")
+        raise ValueError("wrapped") from SupersededError("somebody newer has it")
+
+    async with WorkerHarness({"shout": handler}) as harness:
+        run = await harness.submit("shout", **fields)
+        await eventually(
+            lambda: harness.events(run.run_id) and not harness.worker.handling, what="the end"
+        )
+        assert [event.type for event in harness.events(run.run_id)] == [STARTED]
+        harness.faults.redeliver()
+        result = await harness.settled(run.run_id)
+    assert (result.verdict, result.deliveries, result.output) == (Ack(), 2, "the newer one")
+    assert types(result) == [STARTED, STARTED, COMPLETED]
 
 
 # NATS itself fails

@@ -36,6 +36,8 @@ CONTEXT: dict[str, str] = {
     "complete": "(self, *output: Any) -> None",
     "continue_": "(self, *output: Any) -> None",
     "deliveries": "int",
+    "started_sequence": "int",
+    "delivery": "Delivery",
     "fail": "(self, error: BaseException | str) -> None",
     "fail_permanent": "(self, error: BaseException | str) -> None",
     "fail_retry_after": "(self, error: BaseException | str, delay: timedelta) -> None",
@@ -45,6 +47,7 @@ CONTEXT: dict[str, str] = {
     "input": "bytes",
     "iteration": "int",
     "json": "(self) -> Any",
+    "kept_task": "(self) -> KeptTask",
     "load_checkpoint": "async (self) -> bytes | None",
     "log": "TaskLogger",
     "metadata": "Mapping[str, str]",
@@ -59,9 +62,13 @@ CONTEXT: dict[str, str] = {
     "step_id": "str",
     "task_id": "str",
     "task_type": "str",
+    "trace_headers": "dict[str, str]",
     "use": "(self, capability: Capability[T]) -> T",
-    "wait_for_signal": "async (self, name: str, timeout: timedelta) -> bytes",
+    "wait_for_signal": (
+        "async (self, name: str, timeout: timedelta, *, park: bool = False) -> bytes"
+    ),
     "worker_id": "str",
+    "workflow_name": "str",
 }
 """What both contexts have, as the async one has it; the blocking one is never async."""
 
@@ -241,7 +248,7 @@ def test_blocking_context_is_the_same_without_async() -> None:
         (dagnats_worker.Continued, "(output=b'')"),
         (dagnats_worker.Failed, "(error, failure_type, retry_after=None, exception=None)"),
         (dagnats_worker.Paused, "(name, duration)"),
-        (dagnats_worker.Released, "(reason, delay=datetime.timedelta(0), error='')"),
+        (dagnats_worker.Released, "(reason, delay=datetime.timedelta(0), error='', kept=False)"),
         (dagnats_worker.typed, "(function)"),
         (dagnats_worker.provision, "(js, *, replicas=1)"),
         (dagnats_worker.Worker.handle, "(self, task_type, handler, **options)"),

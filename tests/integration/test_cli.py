@@ -140,7 +140,10 @@ def test_no_command_shows_the_help_and_is_a_usage_error() -> None:
     ("arguments", "message"),
     [
         (["rnu"], "no command 'rnu'; did you mean 'run'? See 'dagnats-worker --help'"),
-        (["xyz"], "no command 'xyz'; there are demo, run, server, submit, events, dlq, setup, doctor, plugins."),
+        (
+            ["xyz"],
+            "no command 'xyz'; there are demo, run, server, submit, events, dlq, setup, doctor, plugins.",
+        ),
         (["submit"], "Missing argument 'TYPE'. See 'dagnats-worker submit --help'"),
         (["submit", "t", "--wiat"], "No such option"),
         (["submit", "t t"], "task type 't t' contains ' '"),

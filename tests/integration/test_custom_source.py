@@ -38,6 +38,7 @@ from dagnats_worker import (
     WorkerFacade,
     hookimpl,
 )
+from dagnats_worker.errors import PluginError, StartError
 
 LEASE = timedelta(seconds=1)
 WAIT_S = 0.2
@@ -441,6 +442,17 @@ async def test_sources_that_are_open_are_closed_when_a_later_one_stops_the_start
     with pytest.raises(Exception, match="plugin 'own', open_source: no second"):
         await worker.start()
     assert first.notes == ["stop", "close"]
+
+
+async def test_plugin_that_refuses_the_start_is_heard_although_it_is_optional() -> None:
+    worker = worker_with(optional=[bringing(StartError("somebody else takes these tasks"))])
+    with pytest.raises(PluginError, match="plugin 'own', open_source: somebody else takes"):
+        await worker.start()
+
+
+async def test_optional_plugin_that_fails_otherwise_is_skipped() -> None:
+    async with serving(optional=[bringing(RuntimeError("broken"))]) as harness:
+        assert (await harness.run("shout", "x")).output == "HELLO"
 
 
 async def test_source_that_breaks_stops_the_worker_and_is_named() -> None:

@@ -31,6 +31,8 @@ pytestmark = [pytest.mark.server, pytest.mark.usefixtures("server_installed")]
 
 BOUND_S = 60
 SNIPPETS = DOCS / "snippets"
+NEED_PLUGINS = "examples/plugins/"
+"""Run by `tests/plugins/together/test_docs.py`, where all plugins are installed."""
 TUTORIAL = SNIPPETS / "tutorial"
 SERVICE = SNIPPETS / "howto" / "run_in_production"
 CLOSING_S = 15
@@ -38,7 +40,11 @@ CLOSING_S = 15
 QUICK = {"DAGNATS_WORKER__WORKER__CANCEL_POLL_EVERY": "300ms"}
 """So that nobody waits for handlers that were cancelled in their first second."""
 
-PROGRAMS = [block for block in all_blocks() if "output" in block.attributes]
+PROGRAMS = [
+    block
+    for block in all_blocks()
+    if "output" in block.attributes and not block.attributes["output"].startswith(NEED_PLUGINS)
+]
 SESSIONS = [block for block in all_blocks() if "run" in block.attributes]
 
 

@@ -312,6 +312,47 @@ async def test_request_that_nobody_answers_is_told(seam: Seam) -> None:
     assert len(reasons) == count, "it ends with the worker"
 
 
+async def test_request_may_be_made_anew_each_time(seam: Seam) -> None:
+    looking, made, answers = Looking(), list[bytes](), list[bytes]()
+
+    def make() -> bytes:
+        made.append(f"body {len(made)}".encode())
+        return made[-1]
+
+    async with on(seam, looking):
+        bucket = await looking.worker.create_kv(unique("alive"))
+        subject = f"$KV.{bucket.name}.me"  # type: ignore[attr-defined]  # both kinds have it
+        request = KeepAlive(subject, make, answered=answers.append)
+        end = looking.worker.keep_alive(request, timedelta(milliseconds=50))
+        await seam.eventually(lambda: len(answers) >= 3)
+        end()
+        entry = await bucket.get("me")
+        assert entry is not None
+        assert entry.value in made[2:]
+
+
+async def test_request_that_cannot_be_made_is_told_as_one_that_failed(seam: Seam) -> None:
+    looking, reasons = Looking(), list[str]()
+
+    def make() -> bytes:
+        raise RuntimeError("nothing to say")
+
+    async with on(seam, looking):
+        looking.worker.keep_alive(
+            KeepAlive("a.subject", make, failed=reasons.append), timedelta(milliseconds=50)
+        )
+        await seam.eventually(lambda: len(reasons) >= 2)
+    assert reasons[0] == "a.subject: no body, RuntimeError('nothing to say')"
+
+
+async def test_request_that_has_ended_is_forgotten(seam: Seam) -> None:
+    looking = Looking()
+    async with on(seam, looking):
+        for _ in range(3):
+            looking.worker.keep_alive(KeepAlive("a.subject"), timedelta(minutes=1))()
+        assert looking.worker._kept_alive == []  # type: ignore[attr-defined]  # what must not grow
+
+
 async def test_callback_that_fails_ends_nothing(
     seam: Seam, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -27,7 +27,7 @@ from dagnats_worker import (
     TaskContext,
     hookimpl,
 )
-from dagnats_worker.hookspecs import Message, WorkerFacade
+from dagnats_worker.hookspecs import Message, Response, WorkerFacade
 from dagnats_worker.testing import Ack, MemoryServer, MemoryTransport, Nak, TaskResult
 
 GIVEN_BACK = Nak(QUICK.redeliver_after)
@@ -184,7 +184,11 @@ def half_way(cancelled: list[str]) -> Callable[..., Any]:
             finally:
                 cancelled.append("background")
 
+        async def page() -> Response:
+            return Response(200, "text/plain", b"")
+
         worker.provide(KEY, lambda _ctx: "hello")
+        worker.add_route("/greeting", page)
         worker.spawn(forever, "forever")
         await asyncio.sleep(0)
         raise RuntimeError("no licence")
@@ -224,6 +228,7 @@ async def test_optional_plugin_that_cannot_be_entered_leaves_nothing_behind(
     async with serving(uses, optional=[bad], required=[good]) as harness:
         assert state_of(harness.worker, "bad") == "failed"
         assert cancelled == ["background"]
+        assert harness.worker.health.route("/greeting") is None
         result = await harness.run("shout", **MANAGED)
         assert types(result) == ["step.started", "step.failed"]
         assert result.failure is not None

@@ -64,6 +64,7 @@ ENGINE = [
     *(engine_stream(row) for row in TABLE["streams"]),
     *(engine_bucket(row) for row in TABLE["kv_buckets"]),
 ]
+OURS = ["parked_tasks"]
 
 
 async def api(nc: Client, subject: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -75,7 +76,7 @@ async def api(nc: Client, subject: str, body: dict[str, Any] | None = None) -> d
 async def test_all_resources_are_created_as_the_engine_would(empty_server: EmbeddedServer) -> None:
     async with connected(empty_server.url) as nc:
         created = await provision(nc.jetstream())
-        assert sorted(created) == sorted(STREAMS + BUCKETS)
+        assert sorted(created) == sorted(STREAMS + BUCKETS + OURS)
         for expected in ENGINE:
             actual = (await api(nc, f"STREAM.INFO.{expected['name']}"))["config"]
             shared = {key: actual.get(key) for key in expected if key != "max_bytes"}
@@ -137,8 +138,8 @@ async def test_engine_that_was_faster_is_left_alone(empty_server: EmbeddedServer
 async def test_two_provisioners_at_once_both_succeed(empty_server: EmbeddedServer) -> None:
     async with connected(empty_server.url) as nc, connected(empty_server.url) as other:
         created = await asyncio.gather(provision(nc.jetstream()), provision(other.jetstream()))
-        assert {*created[0], *created[1]} == {*STREAMS, *BUCKETS}
-        assert await missing(nc.jetstream(), STREAMS + BUCKETS) == []
+        assert {*created[0], *created[1]} == {*STREAMS, *BUCKETS, *OURS}
+        assert await missing(nc.jetstream(), STREAMS + BUCKETS + OURS) == []
 
 
 async def test_missing_names_what_a_worker_cannot_do_without(empty_server: EmbeddedServer) -> None:

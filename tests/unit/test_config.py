@@ -20,7 +20,7 @@ from dagnats_worker._config import Overrides, install_overrides, installed_overr
 FIELDS = {one.name: one.type for one in dataclasses.fields(WorkerConfig)}
 DURATIONS = sorted(name for name, kind in FIELDS.items() if kind == "timedelta")
 COUNTS = sorted(name for name, kind in FIELDS.items() if kind == "int")
-UNBOUNDED = {"url", "credentials", "confirm_start", "go_ids", "ack_pending_warning"}
+UNBOUNDED = {"url", "credentials", "confirm_start", "go_ids", "ack_pending_warning", "health"}
 """What is no bound."""
 
 

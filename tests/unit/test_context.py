@@ -311,8 +311,9 @@ class NotedCalls:
         self.threads: set[int] = set()
 
     def __getattr__(self, name: str) -> Any:
-        async def call(*arguments: Any) -> bytes:
+        async def call(*arguments: Any, **more: Any) -> bytes:
             self.calls.append((name, *arguments))
+            assert not any(more.values()), "nothing is asked for that was not said"
             self.threads.add(threading.get_ident())
             return name.encode()
 

@@ -85,6 +85,16 @@ def test_release_for_an_unknown_reason_is_an_attempt_and_no_crash(payload: objec
     assert (past.crashes, past.attempt) == (0, 2)
 
 
+def test_release_with_a_delay_rests_until_then_or_until_the_next_start() -> None:
+    body = {"type": "step.released", "run_id": "run-1", "step_id": STEP}
+    body["timestamp"] = "1970-01-01T00:00:10.5Z"
+    body["payload"] = {"reason": "pause", "delay_ms": 2000}  # type: ignore[assignment]  # any JSON
+    resting = json.dumps(body).encode()
+    assert read(STARTED, resting).rests_until_ns == 12_500_000_000
+    assert read(STARTED, resting, STARTED).rests_until_ns == 0
+    assert read(STARTED, released("pause")).rests_until_ns == 0, "it does not say when that was"
+
+
 def test_crashes_are_counted_anew_after_something_was_heard() -> None:
     assert read(STARTED, STARTED, released("retry"), STARTED).crashes == 1
 

@@ -132,10 +132,12 @@ class Leases:
             if not client.is_connected:
                 raise ConnectionError("the connection to NATS is lost")
             answer = await client.request(
-                request.subject, request.data, timeout=kept.every_s, headers=dict(request.headers)
+                request.subject, request.body(), timeout=kept.every_s, headers=dict(request.headers)
             )
         except (nats.errors.Error, TimeoutError, OSError) as error:
             self._tell(request.failed, f"{request.subject}: {describe(error)}")
+        except Exception as error:  # noqa: BLE001 - out of the plugin's body(), and told to it
+            self._tell(request.failed, f"{request.subject}: no body, {error!r}")
         else:
             self._tell(request.answered, answer.data)
         finally:
@@ -148,11 +150,13 @@ class Leases:
 
     async def _ask(self, client: NatsClient, inflight: InFlight) -> None:
         """Without an answer within the lease, somebody else may hold the message."""
+        asked = inflight.ack_subject
         try:
             lease_s = inflight.source.ack_wait.total_seconds()
-            await client.request(inflight.ack_subject, IN_PROGRESS, timeout=lease_s)
+            await client.request(asked, IN_PROGRESS, timeout=lease_s)
         except (nats.errors.Error, TimeoutError):
-            if id(inflight) in self._held:
+            # Where the message has been delivered to us again meanwhile, that lease counts.
+            if id(inflight) in self._held and inflight.ack_subject == asked:
                 logger.warning("%s: its lease was not confirmed; giving it up", inflight.delivery)
                 self._loop.call_soon_threadsafe(inflight.interrupt, Ending.LEASE_LOST)
 

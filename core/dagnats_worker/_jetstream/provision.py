@@ -73,7 +73,7 @@ def _stream(
     return Resource(name, config)
 
 
-def _bucket(name: str, ttl: timedelta = timedelta(0)) -> Resource:
+def _bucket(name: str, ttl: timedelta = timedelta(0), *, message_ttl: bool = False) -> Resource:
     # As Go's client creates a bucket with history 1.
     config = _StreamConfig(
         name=f"KV_{name}",
@@ -87,6 +87,7 @@ def _bucket(name: str, ttl: timedelta = timedelta(0)) -> Resource:
         deny_delete=True,
         allow_rollup_hdrs=True,
         allow_direct=True,
+        allow_msg_ttl=message_ttl or None,
     )
     return Resource(name, config)
 
@@ -144,6 +145,8 @@ RESOURCES = (
     _bucket("signals"),
     _bucket("checkpoints"),
     _bucket("concurrency_runs"),
+    # Ours, and unknown to every engine: keys are used once, so their delete markers have to end.
+    _bucket("parked_tasks", message_ttl=True),
 )
 
 
@@ -184,13 +187,15 @@ async def create_bucket(js: JetStreamContext, name: str, ttl: timedelta = timede
     """Create a bucket of a plugin's own, as safe as the history is; never change one that exists.
 
     Args:
+        name: A bucket of the protocol becomes what it is in the protocol, whatever the ``ttl``.
         ttl: After this long without a write a key is gone; zero for never.
 
     Raises:
         StartError: JetStream is not enabled, or has no room.
         TransportError: The server did not answer, or the user may not do this.
     """
-    config = _bucket(name, ttl).config
+    known = {resource.name: resource.config for resource in RESOURCES}
+    config = known.get(name) or _bucket(name, ttl).config
     if await _exists(js, str(config.name)):
         return
     try:

@@ -104,6 +104,12 @@ class PullSource:
         self.name, self.ack_wait = await self._consumers.bind(self._spec)
         self._request_subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._spec.stream}.{self.name}"
 
+    @property
+    def trouble(self) -> str:
+        """Why nothing comes; empty where all is well."""
+        reason = self._complaint or self._consumer_lost
+        return f"consumer {self.name}: {reason}" if reason else ""
+
     # ------------------------------------------------------------------ what the worker calls
 
     async def deliveries(self, slots: Slots) -> AsyncIterator[Delivery]:

@@ -100,14 +100,16 @@ class Replies:
             _reject(future, PublishError(f"{subject}: {describe(error)}"))
         return future
 
-    async def request(self, subject: str, data: bytes) -> Msg:
+    async def request(
+        self, subject: str, data: bytes, headers: Mapping[str, str] | None = None
+    ) -> Msg:
         """Ask, and wait for the one answer."""
-        answers = await self._ask(subject, data, many=False)
+        answers = await self._ask(subject, data, headers, many=False)
         return answers[0]
 
     async def request_many(self, subject: str, data: bytes) -> list[Msg]:
         """Ask, and wait for all answers up to the one with a status header."""
-        return await self._ask(subject, data, many=True)
+        return await self._ask(subject, data, None, many=True)
 
     async def api(self, subject: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Ask JetStream's API; an ``error`` in the answer is left for the caller."""
@@ -120,7 +122,9 @@ class Replies:
         answer: dict[str, Any] = json.loads(message.data)
         return answer
 
-    async def _ask(self, subject: str, data: bytes, *, many: bool) -> list[Msg]:
+    async def _ask(
+        self, subject: str, data: bytes, headers: Mapping[str, str] | None, *, many: bool
+    ) -> list[Msg]:
         future: asyncio.Future[list[Msg]] = self._loop.create_future()
         self._count += 1
         token = f"r{self._count}"
@@ -128,7 +132,8 @@ class Replies:
             subject, future, self._loop.time() + self._request_timeout_s, many=many
         )
         try:
-            await self._client.publish(subject, data, f"{self._inbox}.{token}")
+            reply = f"{self._inbox}.{token}"
+            await self._client.publish(subject, data, reply, dict(headers) if headers else None)
             return await future
         except (nats.errors.Error, OSError) as error:
             raise TransportError(f"{subject}: {describe(error)}") from error

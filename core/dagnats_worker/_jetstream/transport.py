@@ -47,6 +47,7 @@ class JetStreamTransport:
         self._streams = Streams(self._replies)
         self._consumers = Consumers(self._replies)
         self._leases = leases
+        self.nats = client
         self.jetstream: JetStreamContext = client.jetstream()
         self.publish = self._replies.publish
 
@@ -83,8 +84,10 @@ class JetStreamTransport:
         except (nats.errors.Error, OSError) as error:
             raise TransportError(f"{subject}: {describe(error)}") from error
 
-    async def request(self, subject: str, data: bytes) -> bytes:
-        message = await self._replies.request(subject, data)
+    async def request(
+        self, subject: str, data: bytes, headers: Mapping[str, str] | None = None
+    ) -> bytes:
+        message = await self._replies.request(subject, data, headers)
         if message.headers and message.headers.get("Status") == "503":
             raise TransportError(f"{subject}: nobody answers there")
         answer: bytes = message.data

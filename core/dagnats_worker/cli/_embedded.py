@@ -45,9 +45,9 @@ def usual_port() -> int:
     return DEFAULT_PORT
 
 
-def address_of(server: EmbeddedServer) -> str:
+def address_of(url: str) -> str:
     """What another command needs to be told to find this server; nothing for the usual port."""
-    return "" if server.port == DEFAULT_PORT else f" --url {server.url}"
+    return "" if url.endswith(f":{DEFAULT_PORT}") else f" --url {url}"
 
 
 def store_text(store: Path | None) -> str:

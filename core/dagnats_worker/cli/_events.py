@@ -149,6 +149,8 @@ def explain(event: RunEvent) -> str:
         return f"{fields['error']} ({fields.get('failure_type', 'non_retriable')})"
     if event.type == STEP_RELEASED and "reason" in fields:
         why = f": {fields['error']}" if fields.get("error") else ""
+        if fields.get("kept"):
+            return f"{fields['reason']}, until somebody dispatches it again{why}"
         return f"{fields['reason']}, again in {fields.get('delay_ms', 0)} ms{why}"
     return "" if payload is None else _json.encode(payload).decode()
 

@@ -35,13 +35,18 @@ def load_worker(target: str) -> tuple[str, Worker]:
     _check_module_name(target, module_name)
     if separator and not path:
         raise StartError(f"{target!r} names no worker after the colon; write {module_name}:worker")
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    make_folder_importable()
     module = _import(module_name)
     if not separator:
         path = _only_worker(module_name, module)
     return f"{module_name}:{path}", _worker_at(module_name, module, path)
+
+
+def make_folder_importable() -> None:
+    """Put the current folder first on ``sys.path``, as ``python -m`` does."""
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
 
 
 def _check_module_name(target: str, module_name: str) -> None:

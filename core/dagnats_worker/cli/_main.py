@@ -9,6 +9,7 @@ from io import TextIOWrapper
 
 import click
 
+from dagnats_worker._http import AddressError
 from dagnats_worker.cli._group import TRACEBACK_VARIABLE, LazyCommand
 from dagnats_worker.cli._plugin_commands import CommandLine
 from dagnats_worker.cli._running import EXIT_INTERRUPTED
@@ -75,6 +76,9 @@ def run_command_line() -> int:
         # Whoever read our output has gone; the interpreter must not flush into it once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
+    except AddressError as error:
+        tell_error(str(error))
+        return EXIT_USAGE
     except DagnatsError as error:
         if os.environ.get(TRACEBACK_VARIABLE):
             traceback.print_exception(error)

@@ -5,24 +5,28 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import click
 
 from dagnats_worker._config import Credentials, Overrides, install_overrides
 from dagnats_worker._durations import format_duration
 from dagnats_worker._embedded import EmbeddedServer
-from dagnats_worker._serve import serve
+from dagnats_worker._serve import StopRequest, serve
 from dagnats_worker._worker import Worker
 from dagnats_worker.cli._connection import ConnectionOptions, connection_options
 from dagnats_worker.cli._embedded import address_of, embedded_server, store_text, usual_port
+from dagnats_worker.cli._fleet import FleetOptions, fleet_options
 from dagnats_worker.cli._group import Command
+from dagnats_worker.cli._link import Place, taken_place
 from dagnats_worker.cli._load import load_worker
 from dagnats_worker.cli._logs import LogFormat, configure_logging
 from dagnats_worker.cli._screen import counted, listed, tell_block
+from dagnats_worker.cli._supervised import supervised
 from dagnats_worker.cli._values import duration
 
 logger = logging.getLogger("dagnats_worker.worker")
@@ -66,19 +70,8 @@ LEVELS = ("debug", "info", "warning", "error")
     "--log-format", type=click.Choice(FORMATS), metavar="FORMAT", help=f"{', '.join(FORMATS)}."
 )
 @connection_options
-def run(
-    target: str,
-    *,
-    embedded: bool,
-    store: Path | None,
-    options: tuple[str, ...],
-    no_plugins: bool,
-    max_tasks: int | None,
-    drain_timeout: timedelta | None,
-    log_level: str | None,
-    log_format: LogFormat | None,
-    connection: ConnectionOptions,
-) -> int:
+@fleet_options
+def run(target: str, **said: Any) -> int:
     """Run the worker of a Python module until Ctrl-C, then drain.
 
     The current folder is importable. MODULE alone will do where it has one worker. What is said
@@ -87,34 +80,98 @@ def run(
     \b
     Exit codes:
       0    drained: every handler has ended by itself
-      1    the worker could not start, or could not go on
+      1    the worker could not start, or could not go on; or its processes crash again and again
+      2    the command line cannot be used, or the port of --health is taken
       3    some handlers were cut off when the drain's time was over
       130  a second Ctrl-C cut them off
     """
-    if store is not None and not embedded:
-        raise click.UsageError("--store belongs to --embedded; give both")
-    if embedded and connection.url_given:
-        raise click.UsageError("--embedded starts a server, --url names another; give one of them")
-    with _server(store, embedded=embedded) as server:
-        url = connection.url if connection.url_given else None
-        install_overrides(
-            Overrides(
-                url=server.url if server else url,
-                credentials=Credentials() if server else _given_credentials(connection),
-                max_tasks=max_tasks,
-                drain_timeout=drain_timeout,
-                options=options,
-                no_plugins=no_plugins,
+    options = RunOptions(target=target, **said)
+    place = taken_place()
+    if place is not None:
+        return _run_supervised(options, place)
+    with _server(options.store, embedded=options.embedded) as server:
+        if options.fleet.is_supervised:
+            configure_logging(options.log_level, options.log_format)
+            if server is not None:
+                logger.info("nats-server %s at %s, embedded", server.version, server.url)
+            return options.fleet.supervise(server.url if server is not None else None)
+        install_overrides(options.overrides(server.url if server is not None else None))
+        full_name, worker = load_worker(options.target)
+        if server is None:
+            _take_environment(worker, options.connection)
+        configure_logging(options.log_level, options.log_format)
+        _tell_what_runs(full_name, worker, server, options.store)
+        return _serve(worker, StopRequest())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """What the command line says."""
+
+    target: str
+    embedded: bool
+    store: Path | None
+    options: tuple[str, ...]
+    no_plugins: bool
+    max_tasks: int | None
+    drain_timeout: timedelta | None
+    log_level: str | None
+    log_format: LogFormat | None
+    connection: ConnectionOptions
+    fleet: FleetOptions
+
+    def __post_init__(self) -> None:
+        if self.store is not None and not self.embedded:
+            raise click.UsageError("--store belongs to --embedded; give both")
+        if self.embedded and self.connection.url_given:
+            raise click.UsageError(
+                "--embedded starts a server, --url names another; give one of them"
             )
+
+    def overrides(
+        self, server_url: str | None, *, supervised: bool = False, process: int | None = None
+    ) -> Overrides:
+        """What is stronger than the code of the module.
+
+        Args:
+            server_url: Of the embedded server.
+            supervised: Another process has started this one.
+            process: Which one of several this is.
+        """
+        url = self.connection.url if self.connection.url_given else None
+        return Overrides(
+            url=server_url or url,
+            credentials=Credentials() if server_url else _given_credentials(self.connection),
+            max_tasks=self.max_tasks,
+            drain_timeout=self.drain_timeout,
+            health=self.fleet.health,
+            options=self.options,
+            no_plugins=self.no_plugins,
+            supervised=supervised,
+            process=process,
         )
-        full_name, worker = load_worker(target)
-        if not server:
-            _take_environment(worker, connection)
-        configure_logging(log_level, log_format)
-        _tell_what_runs(full_name, worker, server, store)
-        code = serve(worker)
-        _log_what_was_done(worker, code)
-        return code
+
+
+def _run_supervised(options: RunOptions, place: Place) -> int:
+    """Be one of the processes of a supervisor."""
+    request = StopRequest()
+    number = place.process if options.fleet.processes is not None else None
+    with supervised(place, request) as process:
+        install_overrides(options.overrides(place.url, supervised=True, process=number))
+        full_name, worker = load_worker(options.target)
+        if place.url is None:
+            _take_environment(worker, options.connection)
+        configure_logging(options.log_level, options.log_format, number)
+        if place.shows:
+            _tell_what_runs(full_name, worker, None, None, place)
+        process.worker = worker
+        return _serve(worker, request)
+
+
+def _serve(worker: Worker, request: StopRequest) -> int:
+    code = serve(worker, request)
+    _log_what_was_done(worker, code)
+    return code
 
 
 @contextmanager
@@ -137,7 +194,11 @@ def _take_environment(worker: Worker, connection: ConnectionOptions) -> None:
 
 
 def _tell_what_runs(
-    name: str, worker: Worker, server: EmbeddedServer | None, store: Path | None
+    name: str,
+    worker: Worker,
+    server: EmbeddedServer | None,
+    store: Path | None,
+    place: Place | None = None,
 ) -> None:
     types = worker.task_types
     groups = f"  in {', '.join(worker.groups)}" if worker.groups else ""
@@ -148,16 +209,23 @@ def _tell_what_runs(
         ("worker", f"{worker.worker_id}, {counted(worker.max_tasks, 'task')} at once"),
         ("stop", f"Ctrl-C; running tasks then have {drain} to end"),
     ]
+    if place is not None and place.processes > 1:
+        each = f"{counted(worker.max_tasks, 'task')} at once in each"
+        rows[2] = ("processes", f"{place.processes}, {each}; the first is {worker.worker_id}")
     if server is not None:
         rows[1] = ("server", f"{server.url}, nats-server {server.version}, embedded")
         rows.insert(2, ("store", store_text(store)))
+    embedded = server.url if server is not None else place.url if place is not None else None
+    if embedded is not None:
         group = f" --group {worker.groups[0]}" if worker.groups else ""
-        submit = f"dagnats-worker submit {types[0]} JSON --wait{group}{address_of(server)}"
+        submit = f"dagnats-worker submit {types[0]} JSON --wait{group}{address_of(embedded)}"
         rows.insert(-1, ("try", submit))
     tell_block(f"dagnats-worker {version('dagnats-worker')}  {name}", rows, err=True)
 
 
 def _log_what_was_done(worker: Worker, code: int) -> None:
+    if worker.state == "starting":
+        return  # told to stop before it began
     stats = worker.stats()
     done = f"{stats.completed} completed, {stats.failed} failed, {stats.retried} to be tried again"
     logger.info("stopped with code %d: %s", code, done)

@@ -35,7 +35,7 @@ PORT_MAX = 65535
 def server(port: int, store: Path | None) -> None:
     """Run a NATS server for development, with all streams and buckets, until Ctrl-C."""
     with embedded_server(store, port) as running:
-        url = address_of(running)
+        url = address_of(running.url)
         rows = [
             ("url", running.url),
             ("store", store_text(store)),

@@ -86,5 +86,8 @@ def _toml(value: Any) -> str:
         return setting_text(value)
     if isinstance(value, list | tuple | set | frozenset):
         return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, Mapping):
+        pairs = (f"{_toml(str(key))} = {_toml(one)}" for key, one in value.items())
+        return f"{{{', '.join(pairs)}}}"
     text = setting_text(value).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{text}"'

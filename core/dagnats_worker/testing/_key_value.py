@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from dagnats_worker._key_value import Entry
 from dagnats_worker._naming import filters_overlap
-from dagnats_worker._transport import Entry
 from dagnats_worker.errors import KeyValueError, PublishError, TransportError
 from dagnats_worker.testing._stream import (
     EXPECTED_SEQUENCE,
@@ -33,9 +35,9 @@ class MemoryBucket:
         self._prefix = f"$KV.{name}."
         self.name = name
 
-    async def get(self, key: str) -> Entry | None:
+    async def get(self, key: str, *, deleted: bool = False) -> Entry | None:
         entry = self._newest(key)
-        return None if entry is None or entry.deleted else entry
+        return None if entry is None or (entry.deleted and not deleted) else entry
 
     def _newest(self, key: str) -> Entry | None:
         found = self._stream().newest(self._subject(key))
@@ -68,18 +70,49 @@ class MemoryBucket:
             raise KeyValueError(f"bucket {self.name!r}: {error}") from error
         return stored.sequence
 
-    async def delete(self, key: str, *, expected_revision: int | None = None) -> None:
-        await self.put(key, b"", headers={OPERATION: "DEL"}, expected_revision=expected_revision)
+    async def delete(
+        self,
+        key: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        expected_revision: int | None = None,
+    ) -> None:
+        marked = {**(headers or {}), OPERATION: "DEL"}
+        await self.put(key, b"", headers=marked, expected_revision=expected_revision)
 
     async def keys(self) -> list[str]:
         entries = [self._entry(message) for message in self._stream().messages()]
         return [entry.key for entry in entries if not entry.deleted]
 
     async def watch(self, key: str) -> AsyncIterator[Entry]:
+        async with self._changes(key, existing=True) as changes:
+            while (change := await changes.get()) is not None:
+                yield self._entry(change, with_headers=False)
+        raise KeyValueError(f"bucket {self.name!r}: the watch of {key!r} ended")
+
+    @asynccontextmanager
+    async def follow(
+        self, key: str, *, existing: bool = True, values: bool = True
+    ) -> AsyncIterator[AsyncIterator[Entry]]:
+        async with self._changes(key, existing=existing) as changes:
+            yield self._entries(changes, key, values=values)
+
+    async def _entries(
+        self, changes: asyncio.Queue[StoredMessage | None], key: str, *, values: bool
+    ) -> AsyncIterator[Entry]:
+        while (change := await changes.get()) is not None:
+            entry = self._entry(change)
+            yield entry if values else replace(entry, value=b"")
+        raise KeyValueError(f"bucket {self.name!r}: the changes of {key!r} ended")
+
+    @asynccontextmanager
+    async def _changes(
+        self, key: str, *, existing: bool
+    ) -> AsyncIterator[asyncio.Queue[StoredMessage | None]]:
         stream = self._stream()
         pattern = f"{self._prefix}{key}"
         changes: asyncio.Queue[StoredMessage | None] = asyncio.Queue()
-        for message in stream.newest(pattern):
+        for message in stream.newest(pattern) if existing else ():
             changes.put_nowait(message)
 
         def on_stored(message: StoredMessage) -> None:
@@ -89,12 +122,10 @@ class MemoryBucket:
         end_listening = stream.listen(on_stored)
         end_waiting = self._transport.on_close(lambda: changes.put_nowait(None))
         try:
-            while (change := await changes.get()) is not None:
-                yield self._entry(change, with_headers=False)
+            yield changes
         finally:
             end_listening()
             end_waiting()
-        raise KeyValueError(f"bucket {self.name!r}: the watch of {key!r} ended")
 
     def _entry(self, message: StoredMessage, *, with_headers: bool = True) -> Entry:
         return Entry(
@@ -103,6 +134,7 @@ class MemoryBucket:
             message.sequence,
             message.headers if with_headers else {},
             deleted=message.headers.get(OPERATION) in ("DEL", "PURGE"),
+            timestamp_ns=message.timestamp_ns,
         )
 
     def _stream(self) -> Stream:
@@ -118,7 +150,8 @@ class MemoryBucket:
         if stream is None:
             raise KeyValueError(
                 f"bucket {self.name!r} not found; start the engine, "
-                "or create the buckets with `dagnats-worker setup`"
+                "or create the buckets with `dagnats-worker setup`",
+                missing=True,
             )
         return stream
 

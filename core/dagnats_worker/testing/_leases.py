@@ -72,10 +72,16 @@ class MemoryLeases:
         if self._transport.server.faults.frozen:
             return
         answer = None
+        reason = "nobody answers there"
         if self._transport.connected:
-            answer = self._transport.ask(request.subject, request.data, request.headers)
+            try:
+                body = request.body()
+            except Exception as error:  # noqa: BLE001 - the plugin's own, and told to it
+                reason = f"no body, {error!r}"
+            else:
+                answer = self._transport.ask(request.subject, body, request.headers)
         if answer is None and request.failed is not None:
-            request.failed(f"{request.subject}: nobody answers there")
+            request.failed(f"{request.subject}: {reason}")
         elif answer is not None and request.answered is not None:
             request.answered(answer)
 

@@ -177,9 +177,11 @@ class MemoryTransport:
         else:
             self.server.send(subject, data, headers)
 
-    async def request(self, subject: str, data: bytes) -> bytes:
+    async def request(
+        self, subject: str, data: bytes, headers: Mapping[str, str] | None = None
+    ) -> bytes:
         self._check(subject)
-        answered = self.ask(subject, data)
+        answered = self.ask(subject, data, headers)
         if answered is None:
             raise TransportError(f"{subject}: nobody answers there")
         return answered
