@@ -117,7 +117,6 @@ class Execution:
         return (
             delivery.deliveries > 1
             or delivery.doubtful
-            or self.was_kept
             or self.inflight.lease_may_have_lapsed
         )
 

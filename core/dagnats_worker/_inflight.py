@@ -36,6 +36,8 @@ class InFlight:
         received_at: When its lease can have begun at the earliest; on the monotonic clock, as every
             ``_at`` here.
         renewed_at: When the lease was renewed last.
+        confirmed_at: When the last renewal was sent that the server has answered; it is asked for
+            an answer where the source confirms leases.
         renew_until: From then on it is left to lapse.
         started_at: When the handler was started; 0 before.
         timeout_s: How long the handler may run.
@@ -51,6 +53,7 @@ class InFlight:
     __slots__ = (
         "ack_subject",
         "cancelled_task",
+        "confirmed_at",
         "delivery",
         "ending",
         "execution",
@@ -74,7 +77,7 @@ class InFlight:
         self.delivery = delivery
         self.source = source
         self.ack_subject = delivery.ack_subject
-        self.received_at = self.renewed_at = delivery.sent_after or now
+        self.received_at = self.renewed_at = self.confirmed_at = delivery.sent_after or now
         self.renew_until = now + timeout_s
         self.timeout_s = timeout_s
         self.started_at = 0.0
@@ -137,6 +140,7 @@ class Held:
             return None
         other.ack_subject = delivery.ack_subject
         other.renewed_at = inflight.renewed_at
+        other.confirmed_at = inflight.confirmed_at
         return other
 
     def remove(self, inflight: InFlight) -> None:

@@ -142,7 +142,8 @@ def test_no_command_shows_the_help_and_is_a_usage_error() -> None:
         (["rnu"], "no command 'rnu'; did you mean 'run'? See 'dagnats-worker --help'"),
         (
             ["xyz"],
-            "no command 'xyz'; there are demo, run, server, submit, events, dlq, setup, doctor, plugins.",
+            "no command 'xyz'; there are demo, run, server, submit, events, "
+            "dlq, setup, doctor, plugins.",
         ),
         (["submit"], "Missing argument 'TYPE'. See 'dagnats-worker submit --help'"),
         (["submit", "t", "--wiat"], "No such option"),

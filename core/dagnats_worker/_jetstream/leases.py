@@ -107,6 +107,7 @@ class Leases:
             if kept.due_at <= now and not kept.is_asking:
                 kept.due_at = now + kept.every_s
                 self._begin(self._ask_alive(client, kept))
+        self._give_up_unconfirmed(now)
         if not client.is_connected:
             return
         for inflight in list(self._held.values()):
@@ -120,6 +121,18 @@ class Leases:
                 self._begin(self._ask(client, inflight))
             else:
                 await client.publish(inflight.ack_subject, IN_PROGRESS)
+
+    def _give_up_unconfirmed(self, now: float) -> None:
+        """Whoever is cut off from the server may have been replaced, and cannot ask."""
+        for inflight in list(self._held.values()):
+            lease_s = inflight.source.ack_wait.total_seconds()
+            if inflight.source.confirm_leases and now - inflight.confirmed_at > lease_s:
+                self._lose(inflight)
+
+    def _lose(self, inflight: InFlight) -> None:
+        if inflight.ending is None and id(inflight) in self._held:
+            logger.warning("%s: its lease was not confirmed; giving it up", inflight.delivery)
+            self._loop.call_soon_threadsafe(inflight.interrupt, Ending.LEASE_LOST)
 
     def _begin(self, asking: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(asking, name="dagnats-worker lease request")
@@ -150,15 +163,16 @@ class Leases:
 
     async def _ask(self, client: NatsClient, inflight: InFlight) -> None:
         """Without an answer within the lease, somebody else may hold the message."""
-        asked = inflight.ack_subject
+        asked, asked_at = inflight.ack_subject, time.monotonic()
         try:
             lease_s = inflight.source.ack_wait.total_seconds()
             await client.request(asked, IN_PROGRESS, timeout=lease_s)
         except (nats.errors.Error, TimeoutError):
             # Where the message has been delivered to us again meanwhile, that lease counts.
-            if id(inflight) in self._held and inflight.ack_subject == asked:
-                logger.warning("%s: its lease was not confirmed; giving it up", inflight.delivery)
-                self._loop.call_soon_threadsafe(inflight.interrupt, Ending.LEASE_LOST)
+            if inflight.ack_subject == asked:
+                self._lose(inflight)
+        else:
+            inflight.confirmed_at = max(inflight.confirmed_at, asked_at)
 
     async def keep(self, client: NatsClient, stopped: Callable[[], bool]) -> None:
         """Renew until told to stop; an error of one round does not end the renewal."""
