@@ -61,6 +61,36 @@ class Looking(Plugin[None]):
         self.tasks.append(task)
 
 
+class Hurrying(Plugin[None]):
+    """Asks how long the drain may still take."""
+
+    name: ClassVar[str] = "hurrying"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left: list[timedelta | None] = []
+
+    @hookimpl
+    @asynccontextmanager
+    async def worker_scope(self, worker: WorkerFacade) -> AsyncIterator[None]:
+        self.left.append(worker.drain_left())
+        yield
+        self.left.append(worker.drain_left())
+
+
+@pytest.mark.parametrize("within", [timedelta(0), timedelta(hours=1)])
+async def test_plugin_is_told_how_long_the_drain_may_still_take(within: timedelta) -> None:
+    hurrying = Hurrying()
+    worker = Worker(MemoryTransport(), plugins=[hurrying], config=CONFIG)
+    worker.handle("shout", shout)
+    await worker.start()
+    await worker.stop(within)
+    before, left = hurrying.left
+    assert before is None
+    assert left is not None
+    assert within / 2 <= left <= within
+
+
 async def test_plugin_sees_the_worker_and_its_task_types() -> None:
     looking = Looking()
     worker = Worker(

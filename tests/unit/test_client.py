@@ -12,9 +12,11 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from hook_support import plugin_with
 
 from dagnats_worker import Client, UsageError
 from dagnats_worker.errors import PublishError
+from dagnats_worker.hookspecs import Message
 from dagnats_worker.testing import MemoryServer, MemoryTransport, StoredMessage
 
 TASKS, HISTORY = "TASK_QUEUES", "WORKFLOW_HISTORY"
@@ -155,6 +157,18 @@ async def test_signal_that_is_no_key_is_refused(client: Client, name: str) -> No
 async def test_workflow_to_start_has_a_name(client: Client, name: Any) -> None:
     with pytest.raises(UsageError, match="name of a registered workflow"):
         await client.start_workflow(name)
+
+
+async def test_plugins_see_what_is_asked_of_the_engine(server: MemoryServer) -> None:
+    async def pre_publish(message: Message) -> None:
+        seen.append((message.subject, dict(message.headers)))
+
+    seen: list[tuple[str, dict[str, str]]] = []
+    server.respond("api.>", lambda _subject, _data: b'{"run_id":"r1"}')
+    plugins = [plugin_with(pre_publish=pre_publish)]
+    async with Client(MemoryTransport(server), plugins=plugins) as client:
+        assert (await client.start_workflow("welcome")).run_id == "r1"
+    assert seen == [("api.runs.start", {})]
 
 
 async def test_bad_definition_is_not_sent(client: Client, server: MemoryServer) -> None:

@@ -59,6 +59,7 @@ def test_context_says_what_the_task_is() -> None:
         attempt=3,
         iteration=2,
         metadata={"team": "blue"},
+        workflow_name="hello",
         input={"a": [1, None]},
     )
     for ctx in (execution.context, execution.context.sync()):
@@ -66,7 +67,8 @@ def test_context_says_what_the_task_is() -> None:
         assert (ctx.task_type, ctx.worker_id) == ("shout", "worker-1")
         assert (ctx.attempt, ctx.retry_count, ctx.iteration, ctx.deliveries) == (3, 2, 2, 4)
         assert ctx.metadata == {"team": "blue"}
-        assert ctx.headers == {"traceparent": "t"}
+        assert ctx.headers == ctx.trace_headers == {"traceparent": "t"}
+        assert ctx.workflow_name == "hello"
         assert ctx.json() == {"a": [1, None]}
         assert ctx.input == b'{"a": [1, null]}'
 

@@ -1,0 +1,46 @@
+"""The example draws one trace, and the pages show what it draws.
+
+Method: the example as its reader runs it, and its whole output. Real: all of it. Fake: nothing.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cli_support import environment
+
+PROJECT = Path(__file__).parents[3]
+EXAMPLE = PROJECT / "examples" / "plugins" / "telemetry.py"
+TREE = """\
+checkout
+└─ enqueueTask order
+   └─ executeTask order
+      ├─ reserve the item
+      ├─ enqueueTask ship
+      │  └─ executeTask ship
+      │     ├─ print the label
+      │     └─ worker.complete
+      └─ worker.complete
+"""
+
+
+@pytest.mark.server
+@pytest.mark.usefixtures("server_installed")
+def test_example_does_what_it_says() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLE)],
+        capture_output=True,
+        text=True,
+        env=environment(PYTHONIOENCODING="utf-8"),
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"label of lamp\ntraces: 1\n{TREE}"
+
+
+def test_page_shows_what_the_example_draws() -> None:
+    assert TREE in (PROJECT / "docs" / "plugins" / "telemetry.md").read_text("utf-8")
