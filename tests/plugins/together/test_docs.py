@@ -1,0 +1,51 @@
+"""The programs that pages about plugins show print what the pages say.
+
+Method: each program as its reader runs it, and its whole output. Real: the programs and their
+servers. Fake: nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+from cli_support import environment
+from docs_pages import DOCS, ROOT, Block, all_blocks
+
+pytestmark = [pytest.mark.server, pytest.mark.usefixtures("server_installed")]
+
+FOLDER = "examples/plugins/"
+BOUND_S = 120
+PROGRAMS = [
+    block for block in all_blocks() if block.attributes.get("output", "").startswith(FOLDER)
+]
+
+
+@pytest.mark.parametrize("block", PROGRAMS, ids=lambda block: block.where)
+def test_program_prints_what_the_page_shows(block: Block) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(ROOT / block.attributes["output"])],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=BOUND_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    parts = (re.escape(part) for part in block.text.split("..."))
+    assert re.fullmatch(".*".join(parts), done.stdout), done.stdout
+
+
+def test_every_plugin_has_a_page_that_shows_its_example() -> None:
+    names = {path.parent.name for path in ROOT.glob("plugins/*/pyproject.toml")}
+    shown = {
+        (block.page.stem, path)
+        for block in all_blocks()
+        for mark in ("title", "excerpt")
+        if (path := block.attributes.get(mark, "")).startswith(FOLDER)
+    }
+    assert {(name, f"{FOLDER}{name}.py") for name in names} <= shown
+    assert all((DOCS / "plugins" / f"{name}.md").exists() for name in names)
