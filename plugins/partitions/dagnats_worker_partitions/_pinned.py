@@ -168,7 +168,7 @@ class PinnedPull:
                 self._end(Status.STALE, "the connection was lost")
         elif self._remaining > 0 and self._loop.time() > self._overdue_at:
             logger.debug("no heartbeat from %s; asking again", self._consumer)
-            self._remaining = 0
+            self._remaining = -1  # what it has sent may still lie in our socket
         elif self.pin and self._open_for_s > self._timings.pinned_ttl * PIN_USED_MAX:
             self._remaining = -1
 
@@ -234,6 +234,7 @@ class PinnedPull:
                 self._sent_after = self._opened_at  # the older one is not open any more
             return
         if status is Status.ALIVE:
+            self._sent_after = self._opened_at  # all that the older one has sent came before
             self._hear()
             return
         self._remaining = 0

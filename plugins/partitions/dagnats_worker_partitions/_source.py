@@ -7,9 +7,9 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dagnats_worker.hookspecs import Delivery, Slots
 from dagnats_worker_partitions._lanes import Lanes
@@ -207,7 +207,7 @@ class GroupSource:
         if self._stopping or not arrival.sent_after or self._is_late(arrival.sent_after, now):
             # It may have lain in our socket longer than its lease lasts; it comes with a new one.
             self._lanes.refuse(self._delivery(arrival))
-            self._send_later([arrival.ack_subject])
+            self._later(self._send([arrival.ack_subject]))
             return
         self._lanes.add(self._delivery(arrival), now)
         self._news.set()
@@ -256,22 +256,30 @@ class GroupSource:
             now = time.monotonic()
             self._lanes.look(now)
             for waiting in self._lanes.due(now, every_s / 2):
-                subject = waiting.delivery.ack_subject
-                if self._is_late(waiting.renewed_at, now):
+                if self._is_late(waiting.delivery.sent_after, now):
                     self._lanes.drop(waiting)
-                    await self._send([subject])
+                    await self._send([waiting.delivery.ack_subject])
                     continue
                 waiting.renewed_at = now
-                await self._send([subject], IN_PROGRESS)
+                self._later(self._renew(waiting.delivery))
             if self._lanes.is_ready:
                 self._news.set()
 
-    def _send_later(self, subjects: list[str]) -> None:
-        task = asyncio.create_task(self._send(subjects))
+    async def _renew(self, delivery: Delivery) -> None:
+        """Whoever is given it counts its lease from the last renewal that the server confirmed."""
+        asked_at = time.monotonic()
+        with contextlib.suppress(Exception):  # without an answer it is late soon
+            await self._nc.request(
+                delivery.ack_subject, IN_PROGRESS, timeout=self.member.timings.ack_wait
+            )
+            delivery.sent_after = asked_at
+
+    def _later(self, errand: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(errand)
         self._errands.add(task)
         task.add_done_callback(self._errands.discard)
 
-    async def _send(self, subjects: Iterable[str], frame: bytes = NAK) -> None:
+    async def _send(self, subjects: Iterable[str]) -> None:
         for subject in subjects:
             with contextlib.suppress(Exception):  # it comes after its lease
-                await self._nc.publish(subject, frame)
+                await self._nc.publish(subject, NAK)

@@ -221,6 +221,21 @@ async def test_what_waits_for_its_turn_keeps_its_lease(
     assert seen == [("s0", 1), ("s1", 1), ("s2", 1)]
 
 
+async def test_task_that_has_waited_longer_than_its_lease_keeps_it(
+    shared_server: EmbeddedServer, nc: NatsClient
+) -> None:
+    kind, run_id, begun = unique(), unique("r"), []
+
+    async def handler(ctx: TaskContext) -> None:
+        begun.append(ctx.deliveries)
+        await asyncio.sleep((2.5 if len(begun) == 1 else 0.7) * ACK_WAIT.total_seconds())
+
+    async with member(shared_server.url, kind, handler, "m1", ordered=True):
+        await publish(nc, kind, [run_id], steps=2)
+        await empty(nc, kind)
+    assert begun == [1, 1]
+
+
 async def test_retry_keeps_its_run_waiting_and_no_other(
     shared_server: EmbeddedServer, nc: NatsClient
 ) -> None:
