@@ -43,6 +43,7 @@ class StepCheckpoint:
         self._writer: Writer | None = None
         self._revision: int | None = None  # None: nothing was read yet; 0: there was nothing
         self._paused = False  # what is stored is the marker of a pause
+        self._pausing: str | None = None  # the pause that this execution has begun
         self._resumed_from: str | None = None
         self._trouble: DagnatsError | None = None
         self._over = False  # the ack waits for what is done now, so nothing is tried for long
@@ -74,11 +75,11 @@ class StepCheckpoint:
             StaleAttemptError: A newer attempt of the step has the checkpoint.
             KeyValueError: It is not known to be saved.
         """
-        saved = Saved(encode_value(state))
+        encoded = encode_value(state)
         async with self._lock:
             if self._revision is None:
                 await self._read()
-            await self._write(saved)
+            await self._write(Saved(encoded, self._pausing))
 
     async def load_checkpoint(self) -> bytes | None:
         """The state that was saved last, or None; never the marker of a pause.
@@ -105,6 +106,7 @@ class StepCheckpoint:
         async with self._lock:
             if self._ctx.outcome is None:
                 await self._write(Saved(await self._state(), name))
+                self._pausing = name
             self._ctx.record(outcome)
 
     # ------------------------------------------------------------------ for the plugin's hooks

@@ -283,6 +283,20 @@ async def test_pause_stays_until_something_is_saved_after_it(ground: Ground) -> 
     assert seen == [None, "wait", "wait", None]
 
 
+async def test_state_that_is_saved_after_the_pause_keeps_it(ground: Ground) -> None:
+    """Else the handler would find no pause when it comes again, and pause for ever."""
+
+    async def handler(ctx: TaskContext) -> Any:
+        if ctx.use(CHECKPOINTS).resumed_from != "wait":
+            await ctx.pause("wait", SOON)
+            await ctx.checkpoint("after the pause")
+            return None
+        return json.loads(await ctx.load_checkpoint() or b"null")
+
+    async with bench(ground, handler) as at:
+        assert await at.run() == "after the pause"
+
+
 async def test_next_turn_of_a_loop_has_not_paused(ground: Ground) -> None:
     seen: list[Any] = []
 
