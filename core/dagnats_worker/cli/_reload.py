@@ -48,6 +48,8 @@ class Reloader:
             AddressError: The port for health is taken.
         """
         logging.getLogger("watchfiles").setLevel(logging.WARNING)  # what it says, we say better
+        # A file that changes twice within a second, and keeps its size, would be the old one still.
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
         with self._stop.on_signals():
             async with self._health:
                 await self._health.open(self._plan.health)
