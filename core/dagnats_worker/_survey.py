@@ -61,7 +61,8 @@ class Survey:
         clock_ahead: How far the clock of this machine is ahead of the server's; None where the
             server did not tell its time.
         store_max: Bytes that the account may store; -1 for no limit.
-        consumers: Of the stream of tasks.
+        streams: By their names; None where the user may not look at them.
+        consumers: Of the stream of tasks; None where the user may not look at them.
         queued: How many tasks lie on each subject of that stream; not all where there are too many.
         denied: What the user may not look at.
     """
@@ -72,7 +73,7 @@ class Survey:
     clock_ahead: timedelta | None
     store_used: int
     store_max: int
-    streams: Mapping[str, StreamFacts] = field(default_factory=dict)
-    consumers: tuple[ConsumerFacts, ...] = ()
+    streams: Mapping[str, StreamFacts] | None = field(default_factory=dict)
+    consumers: tuple[ConsumerFacts, ...] | None = ()
     queued: Mapping[str, int] = field(default_factory=dict)
     denied: tuple[str, ...] = ()

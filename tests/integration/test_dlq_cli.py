@@ -121,6 +121,16 @@ async def test_newest_are_listed_and_types_are_filtered(
     assert (await js.stream_info("DEAD_LETTERS")).state.consumer_count == 0, "cleaned up"
 
 
+async def test_deleted_letters_do_not_shorten_the_list(
+    nats_server: EmbeddedServer, js: JetStreamContext
+) -> None:
+    await add_letters_of_engine(js, 6)
+    for sequence in (3, 4, 5):
+        await js.delete_msg("DEAD_LETTERS", sequence)
+    done = run_command("dlq", "list", "-n", "2", "--json", "--url", nats_server.url)
+    assert [json.loads(line)["sequence"] for line in done.stdout.splitlines()] == [2, 6]
+
+
 async def test_unreadable_letter_and_event_are_told_apart(
     nats_server: EmbeddedServer, js: JetStreamContext
 ) -> None:
@@ -173,6 +183,25 @@ async def test_long_error_is_cut_to_the_terminal(
     screen = on_terminal("dlq", "list", "--url", nats_server.url, columns=100)
     assert max(map(len, screen.lines)) <= 100
     assert any(line.endswith("…") for line in screen.lines)
+
+
+async def test_what_others_wrote_does_not_steer_the_terminal(
+    nats_server: EmbeddedServer, js: JetStreamContext
+) -> None:
+    headers = {**ENGINES["headers"], "Dagnats-Dlq-Error": "no \x1b[2J\x9b2J cover"}
+    await js.publish(ENGINES["subject"], b"\x1b[2J is no task", headers=headers)
+    for command in (["list"], ["show", "1"]):
+        screen = on_terminal("dlq", *command, "--url", nats_server.url, columns=200)
+        shown = "\n".join(screen.lines)
+        assert r"no \x1b[2J\x9b2J cover" in shown
+        assert (r"\x1b[2J is no task" in shown) == (command[0] == "show")
+
+
+def test_user_who_may_not_read_is_told_what_is_missing(server_installed: None) -> None:
+    config = 'authorization { users = [{user: mute, password: x, permissions: {publish: "a"}}] }'
+    with EmbeddedServer(config=config) as server:
+        done = run_command("dlq", "show", "1", "--url", server.url.replace("//", "//mute:x@"))
+    assert "let this user publish to $JS.API.>" in one_error_line(done)
 
 
 # ------------------------------------------------------------------------- replay

@@ -150,6 +150,40 @@ async def test_group_beside_a_plain_consumer_is_found(
     assert name in wrong["what"]
 
 
+ACCOUNT = """
+authorization { users = [
+  {user: owner, password: x},
+  {user: mute, password: x, permissions: {publish: {deny: "$JS.API.>"}}},
+  {user: narrow, password: x, permissions: {publish: {deny: "$JS.API.STREAM.LIST"}}},
+] }
+"""
+
+
+@pytest.mark.parametrize(("user", "unseen"), [("mute", 4), ("narrow", 1)])
+def test_what_the_user_may_not_see_is_not_taken_for_missing(
+    user: str, unseen: int, server_installed: None, tmp_path: Path
+) -> None:
+    with EmbeddedServer(config=ACCOUNT) as server:
+        url = server.url.replace("//", f"//{user}:x@")
+        setup = run_command("setup", "--url", server.url.replace("//", "//owner:x@"))
+        assert setup.returncode == 0, setup.stderr
+        code, (wrong,) = diagnosed("app:worker", "--url", url, cwd=app(tmp_path))
+    assert code == 1
+    assert wrong["area"] == "server"
+    assert wrong["what"].count("$JS.API.") == unseen
+    assert "let this user" in wrong["remedy"]
+
+
+def test_credentials_of_the_environment_serve_a_worker_that_has_none(
+    server_installed: None, tmp_path: Path
+) -> None:
+    with EmbeddedServer(config=ACCOUNT) as server:
+        user = {"NATS_USER": "owner", "NATS_PASSWORD": "x"}
+        done = run_command("doctor", "app:worker", cwd=app(tmp_path, server.url), **user)
+    assert "refused" not in done.stdout
+    assert "TASK_QUEUES does not exist" in done.stdout
+
+
 def test_module_that_is_broken_is_a_finding_beside_the_others(
     nats_server: EmbeddedServer, tmp_path: Path
 ) -> None:

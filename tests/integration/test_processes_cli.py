@@ -135,6 +135,16 @@ async def test_second_signal_forces_the_end(
         assert await run.exit_code() == EXIT_FORCED
 
 
+async def test_process_that_still_imports_its_module_ends_at_once(
+    shared_server: EmbeddedServer, tmp_path: Path
+) -> None:
+    more = 'print("imports", flush=True)\ntime.sleep(600)'
+    with running(tmp_path, shared_server.url, "--processes", "2", more=more) as run:
+        await run.wait_for("imports")
+        run.signal()
+        assert await run.exit_code() == 0, run.log
+
+
 async def test_processes_drain_when_their_supervisor_is_killed(
     shared_server: EmbeddedServer, client: Client, tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ from support import eventually, unique
 
 from dagnats_worker import Client
 from dagnats_worker._embedded import EmbeddedServer
+from dagnats_worker._serve import EXIT_BROKEN
 
 pytestmark = [
     pytest.mark.server,
@@ -109,6 +110,26 @@ async def test_error_at_the_first_start_waits_for_a_change_too(
         assert await run.exit_code() == 1
 
 
+async def test_change_within_the_same_second_counts(
+    shared_server: EmbeddedServer, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python takes compiled code for current whose file has the same size and the same second."""
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    kind = unique("reload")
+    write(tmp_path, kind, "old")
+    before = (tmp_path / "app.py").stat()
+    with running(tmp_path, shared_server.url, "--reload", task_type=kind) as run:
+        await run.wait_ready()
+        folder = tmp_path / "elsewhere"
+        folder.mkdir()
+        write(folder, kind, "new")
+        os.utime(folder / "app.py", ns=(before.st_atime_ns, before.st_mtime_ns))
+        (folder / "app.py").replace(tmp_path / "app.py")
+        await run.wait_for(r"app\.py has changed")
+        await run.wait_ready(2)
+        assert await asked(client, kind) == "new"
+
+
 async def test_change_of_the_configuration_counts_and_of_other_files_does_not(
     shared_server: EmbeddedServer, tmp_path: Path
 ) -> None:
@@ -123,3 +144,13 @@ async def test_change_of_the_configuration_counts_and_of_other_files_does_not(
         await eventually(lambda: starts(run) == 2, BOUND_S)
         assert (await run.get("/livez")).status == 200
         assert "notes.txt" not in run.log
+
+
+async def test_end_after_a_killed_process_has_an_exit_code_of_ours(
+    shared_server: EmbeddedServer, tmp_path: Path
+) -> None:
+    more = "os.kill(os.getpid(), signal.SIGKILL)"
+    with running(tmp_path, shared_server.url, "--reload", more=more) as run:
+        await run.wait_for("was ended by SIGKILL; waiting for a change")
+        run.signal()
+        assert await run.exit_code() == EXIT_BROKEN

@@ -198,8 +198,13 @@ def test_what_is_wrong_is_said_with_its_remedy(case: str) -> None:
             consumers=(),
             streams={**SOUND_STREAMS, GROUP.name: GROUP},
         ),
+        replace(SOUND, streams=None),
+        replace(SOUND, consumers=None),
     ],
-    ids=["no worker now", "busy", "not so many", "no clock", "source of a group", "a group alone"],
+    ids=[
+        *("no worker now", "busy", "not so many", "no clock", "source of a group"),
+        *("a group alone", "streams not seen", "consumers not seen"),
+    ],
 )
 def test_what_is_right_is_not_complained_about(found: Survey) -> None:
     assert wrong(found) == []

@@ -13,7 +13,7 @@ import nats.errors
 from nats.aio.client import Client as NatsClient
 from nats.aio.msg import Msg
 from nats.js import api
-from nats.js.errors import APIError, NotFoundError
+from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 
 from dagnats_worker._letters import DeadLetter, read_letter
 from dagnats_worker.errors import StartError, TransportError, UsageError, describe
@@ -22,6 +22,11 @@ STREAM = "DEAD_LETTERS"
 FETCHED_AT_ONCE = 500
 FETCH_WITHIN_S = 5.0
 CONSUMER_GONE_AFTER_S = 30.0
+NO_JETSTREAM = (
+    "JetStream is not enabled; start the server with --jetstream, and enable it for the account of "
+    "this user"
+)
+NO_ANSWER = "no answer; let this user publish to $JS.API.> and subscribe to _INBOX.>"
 NO_STREAM = f"stream {STREAM} not found; start the engine, or create it with: dagnats-worker setup"
 
 
@@ -46,14 +51,16 @@ class Letters:
         except NotFoundError as error:
             raise StartError(NO_STREAM) from error
         except (nats.errors.Error, TimeoutError) as error:
-            raise TransportError(f"cannot read {STREAM}: {describe(error)}") from error
+            raise TransportError(f"cannot read {STREAM}: {_why(error)}") from error
 
     async def _newest(self, limit: int, task_type: str | None) -> list[DeadLetter]:
         state = (await self._js.stream_info(STREAM)).state
         if not state.messages:
             return []
         # With a filter nobody knows where the newest begin, so all that match are looked through.
-        start = 1 if task_type else max(state.first_seq, state.last_seq - limit + 1)
+        # Without one, the numbers of letters that somebody has deleted are stepped over.
+        newest = limit + (state.num_deleted or 0)
+        start = 1 if task_type else max(state.first_seq, state.last_seq - newest + 1)
         subject = f"dead.{task_type}.>" if task_type else "dead.>"
         consumer = await self._js.add_consumer(
             STREAM,
@@ -100,7 +107,7 @@ class Letters:
                 f"there is no dead letter {sequence}; list them with: dagnats-worker dlq list"
             ) from error
         except (nats.errors.Error, TimeoutError) as error:
-            raise TransportError(f"cannot read {STREAM}: {describe(error)}") from error
+            raise TransportError(f"cannot read {STREAM}: {_why(error)}") from error
         stored_at = found.time or datetime.now(UTC)
         headers = _texts(found.headers)
         return read_letter(sequence, stored_at, str(found.subject), headers, found.data or b"")
@@ -130,6 +137,12 @@ class Letters:
                 f"cannot publish to {letter.task_subject}: {describe(error)}"
             ) from error
         return stored.seq
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, ServiceUnavailableError):
+        return NO_JETSTREAM
+    return NO_ANSWER if isinstance(error, TimeoutError) else describe(error)
 
 
 def _letter(message: Msg) -> DeadLetter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Iterable, Mapping
@@ -39,8 +40,10 @@ async def survey(client: NatsClient) -> Survey:
     await client.flush()
     round_trip = timedelta(seconds=time.monotonic() - before)
     look = _Look(client)
-    account = await look.account()
-    streams = {facts.name: facts for facts in await look.streams()}
+    # Together, because what the user may not ask for costs the whole time of waiting.
+    account, streams, consumers, queued = await asyncio.gather(
+        look.account(), look.streams(), look.consumers(), look.queued()
+    )
     url = client.connected_url
     return Survey(
         url=without_secrets(url.geturl()) if url else "",
@@ -49,10 +52,10 @@ async def survey(client: NatsClient) -> Survey:
         clock_ahead=look.clock_ahead,
         store_used=int(account.get("storage", 0)),
         store_max=int(account.get("limits", {}).get("max_storage", -1)),
-        streams=streams,
-        consumers=tuple(await look.consumers()) if TASKS in streams else (),
-        queued=await look.queued() if TASKS in streams else {},
-        denied=tuple(look.denied),
+        streams=None if streams is None else {facts.name: facts for facts in streams},
+        consumers=None if consumers is None else tuple(consumers),
+        queued=queued,
+        denied=tuple(sorted(look.denied)),
     )
 
 
@@ -64,8 +67,10 @@ class _Look:
         self.denied: list[str] = []
         self.clock_ahead: timedelta | None = None
 
-    async def _ask(self, subject: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The answer; empty, and remembered, where the user may not ask."""
+    async def _ask(
+        self, subject: str, body: Mapping[str, Any] | None = None
+    ) -> dict[str, Any] | None:
+        """The answer, empty where there is no such thing; None where the user may not ask."""
         data = json.dumps(body).encode() if body else b""
         try:
             message = await self._client.request(f"$JS.API.{subject}", data, timeout=ASK_WITHIN_S)
@@ -76,7 +81,7 @@ class _Look:
             ) from error
         except (nats.errors.Error, TimeoutError):
             self.denied.append(f"$JS.API.{subject}")
-            return {}
+            return None
         answer: dict[str, Any] = json.loads(message.data)
         if refused := answer.get("error"):
             if refused.get("code") == NOT_FOUND:
@@ -85,15 +90,17 @@ class _Look:
         return answer
 
     async def account(self) -> dict[str, Any]:
-        return await self._ask("INFO")
+        return await self._ask("INFO") or {}
 
-    async def streams(self) -> list[StreamFacts]:
+    async def streams(self) -> list[StreamFacts] | None:
         pages = await self._pages("STREAM.LIST", "streams")
-        return [_stream(one) for one in pages]
+        return None if pages is None else [_stream(one) for one in pages]
 
-    async def consumers(self) -> list[ConsumerFacts]:
+    async def consumers(self) -> list[ConsumerFacts] | None:
         before = time.time_ns()
         pages = await self._pages(f"CONSUMER.LIST.{TASKS}", "consumers")
+        if pages is None:
+            return None
         for one in pages:
             self._compare_clocks(one.get("ts"), before)
         return [_consumer(one) for one in pages]
@@ -101,7 +108,7 @@ class _Look:
     async def queued(self) -> dict[str, int]:
         """How many tasks lie on each subject."""
         before = time.time_ns()
-        answer = await self._ask(f"STREAM.INFO.{TASKS}", {"subjects_filter": ">"})
+        answer = await self._ask(f"STREAM.INFO.{TASKS}", {"subjects_filter": ">"}) or {}
         self._compare_clocks(answer.get("ts"), before)
         found: dict[str, int] = answer.get("state", {}).get("subjects") or {}
         return dict(list(found.items())[:SUBJECTS_MAX])
@@ -117,10 +124,12 @@ class _Look:
         else:
             self.clock_ahead = timedelta(microseconds=min(0, time.time_ns() - server_ns) / 1000)
 
-    async def _pages(self, subject: str, field: str) -> list[dict[str, Any]]:
+    async def _pages(self, subject: str, field: str) -> list[dict[str, Any]] | None:
         found: list[dict[str, Any]] = []
         for _ in range(PAGES_MAX):
             answer = await self._ask(subject, {"offset": len(found)})
+            if answer is None:
+                return None
             page = answer.get(field) or []
             found += page
             if not page or len(found) >= answer.get("total", 0):

@@ -13,7 +13,7 @@ from dagnats_worker._durations import format_duration
 from dagnats_worker._letters import DeadLetter
 from dagnats_worker.cli._connection import ConnectionOptions, connect, connection_options
 from dagnats_worker.cli._group import Command, LazyCommand, LazyGroup
-from dagnats_worker.cli._rows import tell_rows
+from dagnats_worker.cli._rows import harmless, tell_rows
 from dagnats_worker.cli._running import run_async
 from dagnats_worker.cli._screen import counted, dim, tell, tell_block
 from dagnats_worker.cli._values import token
@@ -97,7 +97,8 @@ def show(sequence: int, *, as_json: bool, raw: bool, connection: ConnectionOptio
     tell_block(f"dead letter {letter.sequence}", _details(letter))
     tell("")
     body = _body(letter)
-    tell(json.dumps(body["task"], indent=2, ensure_ascii=False) if "task" in body else body["text"])
+    text = body.get("text") or json.dumps(body["task"], indent=2, ensure_ascii=False)
+    tell(harmless(text))
     if letter.kind == "task":
         tell(
             dim(
@@ -173,7 +174,7 @@ def _details(letter: DeadLetter) -> list[tuple[str, str]]:
         ("given up", f"{at} ({_age(letter.stored_at)} ago)"),
         ("came from", letter.task_subject or "not recorded"),
     ]
-    return [(label, text) for label, text in rows if text]
+    return [(label, harmless(text)) for label, text in rows if text]
 
 
 def _age(at: datetime) -> str:

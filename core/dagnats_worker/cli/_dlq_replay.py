@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dagnats_worker._config import Overrides, install_overrides
+from dagnats_worker._durations import format_duration
 from dagnats_worker._letters import DeadLetter
 from dagnats_worker._outcome import Completed, Continued, Failed, Paused, Released
 from dagnats_worker._protocol import decode_task, task_subject
@@ -143,7 +144,9 @@ async def _run_here(letter: DeadLetter, worker: Worker, timeout: timedelta) -> R
         try:
             result = await harness.settled(task.run_id, timeout=timeout)
         except TimeoutError as error:
-            raise UsageError(f"the handler has not ended within {timeout}") from error
+            raise UsageError(
+                f"the handler has not ended within {format_duration(timeout)}"
+            ) from error
     return _replayed(letter.sequence, result)
 
 

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 import click
 
 from dagnats_worker._config import Overrides, install_overrides
-from dagnats_worker.cli._connection import ConnectionOptions, connect, connection_options
+from dagnats_worker.cli._connection import (
+    NO_CREDENTIALS,
+    ConnectionOptions,
+    connect,
+    connection_options,
+)
 from dagnats_worker.cli._doctor_checks import Finding, Level, Served, findings
 from dagnats_worker.cli._group import Command
 from dagnats_worker.cli._load import load_worker
@@ -93,7 +98,8 @@ def _worker_and_server(
             name, worker = load_worker(target)
             served = list(_served(worker))
         except DagnatsError as error:
-            yield Finding("stops", "worker", describe(error), "correct the module")
+            what, _, remedy = describe(error).partition("; ")
+            yield Finding("stops", "worker", what, remedy or "correct the module")
         else:
             types = ", ".join(worker.task_types) or "nothing"
             level: Level = "ok" if worker.task_types else "stops"
@@ -133,12 +139,11 @@ def _of_worker(worker: Worker, connection: ConnectionOptions) -> ConnectionOptio
     urls = own or worker.config.urls
     if connection.url_given or not isinstance(urls, str | list | tuple):
         return connection
-    given = connection.credentials_given
-    return replace(
-        connection,
-        url=urls if isinstance(urls, str) else ",".join(urls),
-        credentials=connection.credentials if given else worker.config.credentials,
-    )
+    credentials = worker.config.credentials
+    if connection.credentials_given or credentials == NO_CREDENTIALS:
+        credentials = connection.credentials  # those of the environment, too, as for `run`
+    url = urls if isinstance(urls, str) else ",".join(urls)
+    return replace(connection, url=url, credentials=credentials)
 
 
 async def _survey(connection: ConnectionOptions) -> Survey:

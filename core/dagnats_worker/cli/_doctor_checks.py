@@ -72,12 +72,17 @@ class Served:
 def findings(found: Survey, served: Iterable[Served] = ()) -> Iterator[Finding]:
     """All that can be said of a server, and of what a worker would find there."""
     yield from _server(found)
-    yield from _streams(found.streams)
-    plain = [one for one in found.consumers if not one.sourcing]
+    streams, consumers = found.streams, found.consumers
+    if streams is not None:
+        yield from _streams(streams)
+    if consumers is None:  # of what cannot be seen nothing can be missing
+        return
+    plain = [one for one in consumers if not one.sourcing]
     for consumer in plain:
         yield from _consumer(consumer)
-    yield from _twice(found.streams.values(), plain)
-    yield from _unserved(found)
+    streams_seen = () if streams is None else tuple(streams.values())
+    yield from _twice(streams_seen, plain)
+    yield from _unserved(found.queued, consumers, streams_seen)
     for one in served:
         yield from _of_worker(one, plain)
 
@@ -89,11 +94,11 @@ def _server(found: Survey) -> Iterator[Finding]:
     version = ".".join(map(str, found.version))
     milliseconds = found.round_trip.total_seconds() * 1000
     yield Finding("ok", "server", f"nats-server {version} at {found.url}, {milliseconds:.1f} ms")
-    for subject in found.denied:
+    if found.denied:
         yield Finding(
             "warning",
             "server",
-            f"no answer to {subject}, so this is not the whole picture",
+            f"no answer to {', '.join(found.denied)}, so this is not the whole picture",
             "let this user publish to $JS.API.> and subscribe to _INBOX.>",
         )
     if found.clock_ahead is not None and abs(found.clock_ahead) > CLOCKS_APART_MAX:
@@ -250,12 +255,16 @@ def _twice(streams: Iterable[StreamFacts], plain: Iterable[ConsumerFacts]) -> It
 # ------------------------------------------------------------------------- tasks
 
 
-def _unserved(found: Survey) -> Iterator[Finding]:
+def _unserved(
+    queued_on: Mapping[str, int],
+    consumers: Iterable[ConsumerFacts],
+    streams: Iterable[StreamFacts],
+) -> Iterator[Finding]:
     """Tasks that no consumer takes: nobody will ever be told of them."""
-    filters = {one for consumer in found.consumers for one in consumer.filters}
-    filters |= {one for stream in found.streams.values() for one in stream.sources}
+    filters = {one for consumer in consumers for one in consumer.filters}
+    filters |= {one for stream in streams for one in stream.sources}
     queued: Counter[str] = Counter()
-    for subject, count in found.queued.items():
+    for subject, count in queued_on.items():
         queued[subject.rpartition(".")[0]] += count
     waiting = [
         f"{subject.partition('.')[2]} ({counted(count, 'task')})"

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from dagnats_worker._http import AddressError
+from dagnats_worker._serve import EXIT_BROKEN
 from dagnats_worker.cli._children import Child, described_end
 from dagnats_worker.cli._merged_health import MergedHealth
 from dagnats_worker.cli._supervise import Plan, Stop
@@ -42,7 +43,7 @@ class Reloader:
         )
 
     async def run(self) -> int:
-        """Run, and return the exit code of the last process.
+        """Run, and return the exit code of the last process; 1 where a signal has ended it.
 
         Raises:
             AddressError: The port for health is taken.
@@ -54,7 +55,8 @@ class Reloader:
             async with self._health:
                 await self._health.open(self._plan.health)
                 async with aclosing(self._changes()) as changes:
-                    return await self._run(changes)
+                    code = await self._run(changes)
+        return code if code >= 0 else EXIT_BROKEN
 
     async def _run(self, changes: AsyncIterator[str]) -> int:
         shows = True
@@ -104,7 +106,7 @@ class Reloader:
         folder = Path.cwd()
         watched = PythonFilter(extra_extensions=WATCHED)
         async for changes in awatch(folder, watch_filter=watched, stop_event=self._stop.asked):
-            names = sorted({_short(path) for _, path in changes})
+            names = sorted({_short(path, folder) for _, path in changes})
             yield f"{names[0]} has changed" + (f", and {len(names) - 1} more" if names[1:] else "")
 
 
@@ -113,5 +115,5 @@ def _tell(changed: str) -> None:
         logger.info("%s; starting again", changed)
 
 
-def _short(path: str) -> str:
-    return os.path.relpath(path, Path.cwd())
+def _short(path: str, folder: Path) -> str:
+    return os.path.relpath(path, folder)

@@ -20,7 +20,7 @@ from dagnats_worker._health import LIVE, READY
 from dagnats_worker._http import json_response, not_found
 from dagnats_worker._loop_thread import LoopThread
 from dagnats_worker._routes import Response
-from dagnats_worker._serve import StopRequest
+from dagnats_worker._serve import EXIT_CLEAN, StopRequest
 from dagnats_worker._worker import Worker
 from dagnats_worker.cli._link import (
     LINE_BYTES_MAX,
@@ -78,6 +78,7 @@ class Supervised:
             telling.cancel()
             writer.close()
         logger.error("the supervisor of this process has ended; stopping")
+        self._end_while_importing()
         self._request.ask()
 
     def _heard(self, line: Line, writer: asyncio.StreamWriter) -> None:
@@ -87,12 +88,20 @@ class Supervised:
                 self._answering.add(task)
                 task.add_done_callback(self._answering.discard)
             case "drain":
+                self._end_while_importing()
                 within_s = line["within_s"]
                 self._request.ask(None if within_s is None else timedelta(seconds=within_s))
             case "force":
+                self._end_while_importing()
                 self._request.force()
             case kind:
                 logger.debug("the supervisor says %r", kind)
+
+    def _end_while_importing(self) -> None:
+        """A module may take minutes to import, nothing can interrupt it, and nothing is lost."""
+        if self.worker is None:
+            logging.shutdown()
+            os._exit(EXIT_CLEAN)
 
     async def _answer(self, line: Line, writer: asyncio.StreamWriter) -> None:
         path = line["path"]
