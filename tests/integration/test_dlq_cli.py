@@ -310,3 +310,18 @@ def test_letter_without_headers_is_read_from_its_subject() -> None:
     letter = read_letter(3, datetime.now(UTC), "dead.charge.r-1.step.x", {}, b'{"run_id":"r-1"}')
     assert (letter.task_type, letter.run_id, letter.step_id) == ("charge", "r-1", "step.x")
     assert letter.kind == "unreadable"
+
+
+async def test_escapes_in_an_event_do_not_reach_the_terminal(
+    nats_server: EmbeddedServer, js: JetStreamContext
+) -> None:
+    event = {
+        "type": "step.failed",
+        "run_id": "r-1",
+        "step_id": "s",
+        "payload": {"error": "\x1b[2J"},
+    }
+    await js.publish("history.r-1", json.dumps(event).encode())
+    done = run_command("events", "r-1", "--url", nats_server.url)
+    assert done.returncode == 0, done.stderr
+    assert "\\x1b[2J" in done.stdout

@@ -17,6 +17,7 @@ from dagnats_worker._run import WORKFLOW_ENDS, RunEvent
 from dagnats_worker.cli._connection import ConnectionOptions, connection_options
 from dagnats_worker.cli._group import Command
 from dagnats_worker.cli._main import EXIT_FAILED, tell_error
+from dagnats_worker.cli._rows import cut, one_line
 from dagnats_worker.cli._running import run_async
 from dagnats_worker.cli._screen import dim, tell
 from dagnats_worker.cli._values import run_id as run_id_value
@@ -131,12 +132,12 @@ class Table:
 
     def _row(self, cells: tuple[str, str, str, str, str], text: str) -> str:
         at, elapsed, kind, step, attempt = cells
-        step = _cut(step, self._step_width)
+        step = cut(step, self._step_width)
         times = f"{at:<12}  " if self._is_narrow else f"{at:<12}  {elapsed:<8}  "
         row = f"{times}{kind:<14}  {step:<{self._step_width}}  {attempt:<3}  "
         if self._width is None:
-            return (row + text).rstrip()
-        return (row + _cut(text, max(PAYLOAD_WIDTH_MIN, self._width - len(row)))).rstrip()
+            return (row + one_line(text)).rstrip()
+        return (row + cut(text, max(PAYLOAD_WIDTH_MIN, self._width - len(row)))).rstrip()
 
 
 def explain(event: RunEvent) -> str:
@@ -153,8 +154,3 @@ def explain(event: RunEvent) -> str:
             return f"{fields['reason']}, until somebody dispatches it again{why}"
         return f"{fields['reason']}, again in {fields.get('delay_ms', 0)} ms{why}"
     return "" if payload is None else _json.encode(payload).decode()
-
-
-def _cut(text: str, width: int) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= width else text[: width - 1] + "\N{HORIZONTAL ELLIPSIS}"

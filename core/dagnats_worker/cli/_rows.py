@@ -20,7 +20,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 def tell_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows below their headings; the last column takes what is left of the terminal."""
-    rows = [[harmless(" ".join(cell.split())) for cell in row] for row in rows]
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in (headings, *rows)) for column in range(len(headings))]
     if sys.stdout.isatty():
         others = sum(widths[:-1]) + len(GAP) * (len(widths) - 1)
@@ -32,12 +32,19 @@ def tell_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    parts = [_cut(cell, width).ljust(width) for cell, width in zip(cells, widths, strict=True)]
+    parts = [cut(cell, width).ljust(width) for cell, width in zip(cells, widths, strict=True)]
     return GAP.join(parts).rstrip()
 
 
-def _cut(text: str, width: int) -> str:
+def cut(text: str, width: int) -> str:
+    """One line of a text, shortened where it is too long."""
+    text = one_line(text)
     return text if len(text) <= width else text[: width - 1] + ELLIPSIS
+
+
+def one_line(text: str) -> str:
+    """A text of somebody else as one line that a terminal only shows."""
+    return harmless(" ".join(text.split()))
 
 
 def harmless(text: str) -> str:

@@ -19,6 +19,7 @@ from dagnats_worker._http import AddressError
 from dagnats_worker._serve import EXIT_BROKEN, EXIT_CLEAN, EXIT_FORCED, EXIT_GAVE_UP, STOP_SIGNALS
 from dagnats_worker.cli._children import Child, described_end
 from dagnats_worker.cli._merged_health import MergedHealth
+from dagnats_worker.cli._screen import counted
 from dagnats_worker.cli._values import format_size
 from dagnats_worker.errors import describe
 
@@ -128,7 +129,7 @@ class Supervisor:
                 keepers = [asyncio.create_task(self._never_fails(self._keep(n))) for n in numbers]
                 recycling = asyncio.create_task(self._never_fails(self._recycle()))
                 await self._stop.asked.wait()
-                logger.info("stopping %d processes", len(self._children))
+                logger.info("stopping %s", counted(len(self._children), "process", "processes"))
                 recycling.cancel()
                 await asyncio.gather(*keepers)
         return self._exit_code()
