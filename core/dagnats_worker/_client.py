@@ -45,6 +45,7 @@ from dagnats_worker.errors import (
     DecodeError,
     EngineError,
     KeyValueError,
+    PublishError,
     TransportError,
     UsageError,
 )
@@ -172,7 +173,9 @@ class Client:
 
         Raises:
             UsageError, ValueError: A name or an input that cannot work.
-            PublishError: The queue did not take it.
+            PublishError: The queue did not take it, or no server answered, however often it was
+                sent. In the second case it may get there all the same: submitted again with the
+                same run id, it is queued once.
         """
         check_token("task type", task_type)
         if group is not None:
@@ -188,12 +191,19 @@ class Client:
         )
         data = encode_task(task)
         _check_task(data, headers or {})
-        run = Run(self, run_id, step_id)
+        run, transport = Run(self, run_id, step_id), self.transport
         if stream:
             await run.listen()
         sent = {**(headers or {}), HEADER_MSG_ID: queued_id(run_id, step_id)}
         subject = task_subject(task_type, run_id, group)
-        run.duplicate = (await self._store(subject, data, sent)).duplicate
+        try:
+            run.duplicate = (await self._store(subject, data, sent)).duplicate
+        except BaseException as error:  # nobody else can end the listening
+            await run.close()
+            if isinstance(error, PublishError) and not transport.connected:
+                text = f"{error}; it may be queued all the same, so submit it again with {run_id=}"
+                raise PublishError(text, error.code) from error
+            raise
         return run
 
     def run(self, run_id: str, step_id: str = "") -> Run:
@@ -308,11 +318,17 @@ class Client:
                 "elsewhere and send a reference, or raise max_payload"
             )
 
+        attempts = 0
+
         async def attempt() -> Stored:
+            nonlocal attempts
+            attempts += 1
             future = await self.transport.publish(subject, data, sent)
             return await future
 
-        return await retry_nats(attempt, attempts=self.config.publish_attempts)
+        stored = await retry_nats(attempt, attempts=self.config.publish_attempts)
+        # After the first attempt, what the stream has already may be an earlier one of our own.
+        return stored._replace(duplicate=stored.duplicate and attempts == 1)
 
     async def _announced(self, subject: str, headers: dict[str, str]) -> dict[str, str]:
         """The headers as plugins have changed them; the id of a message that has one stays."""

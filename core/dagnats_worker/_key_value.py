@@ -76,7 +76,10 @@ class KeyValue(Protocol):
         ...
 
     def watch(self, key: str) -> AsyncIterator[Entry]:
-        """The newest entry of a key (wildcards allowed), if there is one, then every change."""
+        """The newest entry of a key (wildcards allowed), if there is one, then every change.
+
+        To a reader that is slow, a change that a newer one has replaced may not be told.
+        """
         ...
 
     def follow(
@@ -84,7 +87,8 @@ class KeyValue(Protocol):
     ) -> AbstractAsyncContextManager[AsyncIterator[Entry]]:
         """The same, begun when the block is entered: no later write is missed.
 
-        After a restart of the server it goes on, and may tell of an entry twice.
+        After a restart of the server it goes on, and may tell of an entry twice. It ends with an
+        error when the connection is closed for good, or the bucket is deleted.
 
         Args:
             existing: Begin with what is there; False for changes alone.

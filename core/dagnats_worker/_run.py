@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dagnats_worker import _json
 from dagnats_worker._protocol import (
@@ -23,17 +24,21 @@ from dagnats_worker._protocol import (
     parse_time,
     stream_subject,
 )
-from dagnats_worker._transport import StoredEvent
-from dagnats_worker.errors import DecodeError, RunCancelledError, TaskFailedError
+from dagnats_worker._transport import StoredEvent, Transport
+from dagnats_worker.errors import DecodeError, RunCancelledError, TaskFailedError, TransportError
 
 if TYPE_CHECKING:
     from dagnats_worker._client import Client
+    from dagnats_worker._status import RunStatus
 
 logger = logging.getLogger("dagnats_worker.client")
 
 READ_AT_ONCE_MAX = 1000
 LOOK_AGAIN_FIRST_S = 0.01
+READ_AGAIN_AFTER_S = 0.25
 WORKFLOW_ENDS = (WORKFLOW_COMPLETED, WORKFLOW_FAILED, WORKFLOW_CANCELLED)
+
+T = TypeVar("T")
 
 EndSubscription = Callable[[], Awaitable[None]]
 
@@ -67,7 +72,8 @@ class Run:
     Attributes:
         run_id: The run.
         step_id: The step that was submitted; empty for a run of a workflow.
-        duplicate: The run had been submitted before, and was not submitted again.
+        duplicate: The run had been submitted before, and was not submitted again. False where that
+            is not known: the first attempt to submit it was not answered.
     """
 
     def __init__(
@@ -93,16 +99,18 @@ class Run:
             TaskFailedError: It failed for good.
             RunCancelledError: It was cancelled.
             TimeoutError: It has not ended in time; it goes on.
+            TransportError: The connection has ended for good; one that is lost is waited for.
         """
         seconds = None if timeout is None else timeout.total_seconds()
-        async with asyncio.timeout(seconds):
-            async for event in self.events():
+        async with asyncio.timeout(seconds), aclosing(self.events()) as events:
+            async for event in events:
                 if event.type == WORKFLOW_CANCELLED:
                     raise RunCancelledError(self.run_id)
                 if event.type == STEP_COMPLETED and self._is_own(event.step_id):
                     return event.payload
                 if event.type == WORKFLOW_COMPLETED:
-                    return (await self._client.status(self.run_id)).outputs
+                    status = await self._patiently(self._client.transport, self._status)
+                    return status.outputs
                 if event.type == WORKFLOW_FAILED or (
                     event.type == STEP_FAILED and self._is_own(event.step_id)
                 ):
@@ -112,16 +120,19 @@ class Run:
     async def events(self, *, follow: bool = True) -> AsyncGenerator[RunEvent, None]:
         """Every event of the run, oldest first, up to the one that ends it.
 
+        While the server is away this waits, and then goes on behind the last event.
+
         Args:
             follow: Wait for events that are still to come; False for those that are there.
         """
-        async for stored in self._stored(follow=follow):
-            event = _readable(stored)
-            if event is None:
-                continue
-            yield public_event(event, stored.sequence)
-            if self._is_end(event):
-                return
+        async with aclosing(self._stored(follow=follow)) as history:
+            async for stored in history:
+                event = _readable(stored)
+                if event is None:
+                    continue
+                yield public_event(event, stored.sequence)
+                if self._is_end(event):
+                    return
 
     async def stream(self) -> AsyncIterator[bytes]:
         """The chunks that the handler streams, until the run ends.
@@ -182,8 +193,9 @@ class Run:
             await end()
 
     async def _wait_for_end(self) -> None:
-        async for _ in self.events():
-            pass
+        async with aclosing(self.events()) as events:
+            async for _ in events:
+                pass
 
     async def _stored(self, *, follow: bool) -> AsyncGenerator[StoredEvent, None]:
         """Read the history, and read on whenever something is published there.
@@ -198,13 +210,18 @@ class Run:
             news.set()
 
         end = await transport.subscribe(history_subject(self.run_id), on_event)
-        sequence, wait_s = 0, LOOK_AGAIN_FIRST_S
+        sequence, wait_s, known = 0, LOOK_AGAIN_FIRST_S, False
+
+        async def read() -> list[StoredEvent]:
+            return await transport.history(
+                self.run_id, after_sequence=sequence, limit=READ_AT_ONCE_MAX
+            )
+
         try:
             while True:
                 news.clear()
-                events = await transport.history(
-                    self.run_id, after_sequence=sequence, limit=READ_AT_ONCE_MAX
-                )
+                events = await (self._patiently(transport, read, known=known) if follow else read())
+                known = True
                 for stored in events:
                     sequence = stored.sequence
                     yield stored
@@ -218,6 +235,32 @@ class Run:
                     wait_s = min(wait_s * 2, self._client.config.follow_poll_every.total_seconds())
         finally:
             await end()
+
+    async def _status(self) -> RunStatus:
+        return await self._client.status(self.run_id)
+
+    async def _patiently(
+        self, transport: Transport, read: Callable[[], Awaitable[T]], *, known: bool = True
+    ) -> T:
+        """Read, and read again while the server is away.
+
+        Args:
+            known: It has worked before; where it has not, an error of a server that is there is one
+                that stays.
+        """
+        while True:
+            try:
+                return await read()
+            except TransportError as error:
+                if not transport.closed.done():
+                    if transport.connected and not known:
+                        raise
+                    logger.debug("run %s: %s; reading it again", self.run_id, error)
+                    await asyncio.wait({transport.closed}, timeout=READ_AGAIN_AFTER_S)
+                if transport.closed.done():
+                    raise TransportError(
+                        f"run {self.run_id} is no longer followed: {transport.closed.result()}"
+                    ) from error
 
     def _is_own(self, step_id: str) -> bool:
         return bool(self.step_id) and step_id == self.step_id

@@ -168,10 +168,11 @@ class Source(Protocol):
 
     @property
     def confirm_leases(self) -> bool:
-        """Renewals and acks are requests, to be answered within ``ack_wait``.
+        """Renewals are requests, to be answered within ``ack_wait``.
 
-        Where nobody answers, the lease is lost: the handler is cancelled, and nothing is published
-        or acked.
+        Acks are too, except within the first lease of a message that only we were given. Where
+        nobody answers, the lease is lost: the handler is cancelled, and nothing is published or
+        acked.
         """
         ...
 

@@ -67,6 +67,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "hooks": (
         "hookspecs",
         "_background",
+        "_current",
         "_discovery",
         "_facade",
         "_hook_calls",

@@ -116,6 +116,7 @@ class Connection:
     async def close(self) -> None:
         """Close a connection that was opened here; leave one that was handed over alone."""
         self._closing = True
+        self.ended("the connection was closed on this side")
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import logging
 import re
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-import nats.errors
-import nats.js.errors
-from nats.js import JetStreamContext
-from nats.js.api import DeliverPolicy
+from nats.aio.client import Client as NatsClient
 
+from dagnats_worker._jetstream.reading import (
+    OPERATION,
+    STREAM_NOT_FOUND,
+    Reading,
+    is_deletion,
+    missing,
+    reading,
+)
 from dagnats_worker._jetstream.replies import Replies
 from dagnats_worker._key_value import Entry
 from dagnats_worker._wire_text import parse_time
-from dagnats_worker.errors import KeyValueError, PublishError, TransportError, describe
+from dagnats_worker.errors import KeyValueError, PublishError, TransportError
+
+logger = logging.getLogger("dagnats_worker.connection")
 
 WRONG_LAST_SEQUENCE = (10071, 10164)
 NO_MESSAGE = 10037
-STREAM_NOT_FOUND = 10059
-OPERATION = "KV-Operation"
 EXPECTED_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
-MARKER = "Nats-Marker-Reason"
-FOLLOW_HEARTBEAT_S = 2.0
-"""After two to four of these in silence the changes are asked for again."""
-FOLLOW_INACTIVE_S = 30.0
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+AGAIN_AFTER_S = 0.25
 
 _key = re.compile(r"[-/_=.a-zA-Z0-9]+")
 
@@ -35,9 +37,9 @@ _key = re.compile(r"[-/_=.a-zA-Z0-9]+")
 class Bucket:
     """One bucket, over the connection of the worker."""
 
-    def __init__(self, replies: Replies, jetstream: JetStreamContext, name: str) -> None:
+    def __init__(self, replies: Replies, client: NatsClient, name: str) -> None:
         self._replies = replies
-        self._jetstream = jetstream
+        self._client = client
         self.name = name
 
     async def get(self, key: str, *, deleted: bool = False) -> Entry | None:
@@ -82,83 +84,52 @@ class Bucket:
         await self.put(key, b"", headers=marked, expected_revision=expected_revision)
 
     async def keys(self) -> list[str]:
-        try:
-            bucket = await self._jetstream.key_value(self.name)
-            return await bucket.keys()
-        except nats.js.errors.NoKeysError:
-            return []
-        except nats.js.errors.NotFoundError as error:
-            raise self._missing() from error
-        except (nats.errors.Error, TimeoutError) as error:
-            raise KeyValueError(f"bucket {self.name!r}: {describe(error)}") from error
+        found: dict[str, None] = {}
+        async with self._reading(">", existing=True, values=False) as entries:
+            async for entry in entries.existing():
+                found.pop(entry.key, None)  # written once more meanwhile, and perhaps deleted
+                if not entry.deleted:
+                    found[entry.key] = None
+        return list(found)
 
     async def watch(self, key: str) -> AsyncIterator[Entry]:
-        try:
-            bucket = await self._jetstream.key_value(self.name)
-            watcher = await bucket.watch(key)
-        except nats.js.errors.NotFoundError as error:
-            raise self._missing() from error
-        except (nats.errors.Error, TimeoutError) as error:
-            raise KeyValueError(f"bucket {self.name!r}: {describe(error)}") from error
-        try:
-            async for change in watcher:
-                if change is not None:  # None says that the entries of before are all seen
-                    deleted = change.operation in ("DEL", "PURGE")
-                    yield Entry(
-                        change.key,
-                        change.value or b"",
-                        change.revision or 0,
-                        {},
-                        deleted=deleted,
-                        timestamp_ns=_unix_ns(change.created),
-                    )
-        finally:
-            await watcher.stop()  # type: ignore[no-untyped-call]  # nats-py
-        raise KeyValueError(f"bucket {self.name!r}: the watch of {key!r} ended")
+        async with self.follow(key) as changes:
+            async for change in changes:
+                yield change
 
     @asynccontextmanager
     async def follow(
         self, key: str, *, existing: bool = True, values: bool = True
     ) -> AsyncIterator[AsyncIterator[Entry]]:
-        try:
-            subscription = await self._jetstream.subscribe(
-                f"$KV.{self.name}.{key}",
-                stream=f"KV_{self.name}",
-                ordered_consumer=True,
-                deliver_policy=DeliverPolicy.LAST_PER_SUBJECT if existing else DeliverPolicy.NEW,
-                headers_only=not values,
-                idle_heartbeat=FOLLOW_HEARTBEAT_S,
-                inactive_threshold=FOLLOW_INACTIVE_S,
-            )
-        except nats.js.errors.NotFoundError as error:
-            raise self._missing() from error
-        except (nats.errors.Error, TimeoutError) as error:
-            raise KeyValueError(f"bucket {self.name!r}: {describe(error)}") from error
-        try:
-            yield self._entries(subscription, key)
-        finally:
-            with suppress(nats.errors.Error):  # a connection that is closed has no subscriptions
-                await subscription.unsubscribe()
+        async with self._reading(key, existing=existing, values=values) as entries:
+            yield self._changes(entries, key)
 
-    async def _entries(
-        self, subscription: JetStreamContext.PushSubscription, key: str
-    ) -> AsyncIterator[Entry]:
+    async def _changes(self, entries: Reading, key: str) -> AsyncIterator[Entry]:
         while True:
             try:
-                message = await subscription.next_msg(timeout=None)
-            except nats.errors.Error as error:
-                text = f"bucket {self.name!r}: the changes of {key!r} ended: {describe(error)}"
-                raise KeyValueError(text) from error
-            headers = message.headers or {}
-            metadata = message.metadata
-            yield Entry(
-                message.subject.removeprefix(f"$KV.{self.name}."),
-                message.data,
-                metadata.sequence.stream,
-                headers,
-                deleted=headers.get(OPERATION) in ("DEL", "PURGE") or MARKER in headers,
-                timestamp_ns=_unix_ns(metadata.timestamp),
-            )
+                entry = await entries.next()
+            except KeyValueError as error:
+                await self._begin_again(entries, key, error)
+            else:
+                yield entry
+
+    async def _begin_again(self, entries: Reading, key: str, reason: KeyValueError) -> None:
+        while not (self._replies.closed or reason.missing):
+            logger.debug("%s; reading the changes of %r again", reason, key)
+            await asyncio.sleep(AGAIN_AFTER_S)
+            try:
+                return await entries.begin()
+            except KeyValueError as error:
+                reason = error
+        text = f"bucket {self.name!r}: the changes of {key!r} ended: {reason}"
+        raise KeyValueError(text, missing=reason.missing) from reason
+
+    def _reading(
+        self, key: str, *, existing: bool, values: bool
+    ) -> AbstractAsyncContextManager[Reading]:
+        return reading(
+            self._client, self._replies, self.name, key, existing=existing, values=values
+        )
 
     def _subject(self, key: str) -> str:
         if not _key.fullmatch(key) or key.startswith(".") or key.endswith("."):
@@ -180,7 +151,7 @@ class Bucket:
             if error_found.get("err_code") == NO_MESSAGE:
                 return None
             if error_found.get("err_code") == STREAM_NOT_FOUND:
-                raise self._missing()
+                raise missing(self.name)
             raise KeyValueError(f"bucket {self.name!r}: {error_found.get('description')}")
         message = answer["message"]
         headers = _headers(base64.b64decode(message.get("hdrs", "")).decode(errors="replace"))
@@ -189,22 +160,9 @@ class Bucket:
             base64.b64decode(message.get("data", "")),
             int(message["seq"]),
             headers,
-            deleted=headers.get(OPERATION) in ("DEL", "PURGE"),
+            deleted=is_deletion(headers),
             timestamp_ns=parse_time(message["time"]),
         )
-
-    def _missing(self) -> KeyValueError:
-        return KeyValueError(
-            f"bucket {self.name!r} not found; start the engine, "
-            "or create the buckets with `dagnats-worker setup`",
-            missing=True,
-        )
-
-
-def _unix_ns(created: object) -> int:
-    # nats-py says int, and means the datetime that it takes from the message's metadata.
-    assert isinstance(created, datetime), "every change has been stored some time"
-    return (created - EPOCH) // timedelta(microseconds=1) * 1000
 
 
 def _headers(block: str) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -19,6 +19,8 @@ from dagnats_worker.errors import PublishError, TransportError, describe
 
 SWEEP_EVERY_S = 0.25
 TOO_LARGE = 10054  # what a stream says of a message that is larger than it takes
+
+CLOSED = "the connection was closed on this side"
 
 
 class _ApiError(msgspec.Struct):
@@ -67,12 +69,20 @@ class Replies:
         self._sweep_due = 0.0
         self._sweeper: asyncio.TimerHandle | None = None
         self._subscription: Subscription | None = None
+        self._on_lost: dict[object, Callable[[], None]] = {}
+        self._ended = False
+
+    @property
+    def closed(self) -> bool:
+        """Nothing can be asked any more."""
+        return self._ended or self._client.is_closed
 
     async def open(self) -> None:
         self._subscription = await subscribe(self._client, f"{self._inbox}.*", self._on_reply)
         self._sweep()
 
     async def close(self) -> None:
+        self._ended = True
         if self._sweeper is not None:
             self._sweeper.cancel()
         self.fail_all("the worker is closing its connection")
@@ -86,6 +96,9 @@ class Replies:
         future: asyncio.Future[Stored] = self._loop.create_future()
         if (too_large := refused_by(self._client, subject, data, headers)) is not None:
             _reject(future, too_large)
+            return future
+        if self._ended:
+            _reject(future, PublishError(f"{subject}: {CLOSED}"))
             return future
         self._count += 1
         token = f"p{self._count}"
@@ -125,6 +138,8 @@ class Replies:
     async def _ask(
         self, subject: str, data: bytes, headers: Mapping[str, str] | None, *, many: bool
     ) -> list[Msg]:
+        if self._ended:
+            raise TransportError(f"{subject}: {CLOSED}")
         future: asyncio.Future[list[Msg]] = self._loop.create_future()
         self._count += 1
         token = f"r{self._count}"
@@ -176,6 +191,18 @@ class Replies:
         for pending in [*self._publishes.values(), *self._requests.values()]:
             self._fail(pending, reason)
         self._publishes.clear()
+        for callback in list(self._on_lost.values()):
+            callback()
+
+    def on_lost(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Be told whenever all that is under way is lost; returns what ends that."""
+        key = object()
+        self._on_lost[key] = callback
+
+        def forget() -> None:
+            self._on_lost.pop(key, None)
+
+        return forget
 
     def _fail(self, pending: Pending, reason: str) -> None:
         if not pending.future.done():

@@ -12,11 +12,13 @@ from datetime import timedelta
 import nats.errors
 from nats.aio.client import Client as NatsClient
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
 from dagnats_worker._config import WorkerConfig
 from dagnats_worker._jetstream.connection import Connection, check_server, open_connection
 from dagnats_worker._jetstream.consumers import Consumers
+from dagnats_worker._jetstream.direct import subscribe
 from dagnats_worker._jetstream.key_value import Bucket
 from dagnats_worker._jetstream.leases import Leases, LoopLeases, ThreadLeases
 from dagnats_worker._jetstream.provision import create_bucket
@@ -99,13 +101,20 @@ class JetStreamTransport:
         async def on_message(message: Msg) -> None:
             callback(message.subject, message.data, message.headers or NO_HEADERS)
 
-        subscription = await self._client.subscribe(subject, cb=on_message)
+        try:
+            subscription = await self._client.subscribe(subject, cb=on_message)
+        except (nats.errors.Error, OSError) as error:
+            raise TransportError(f"{subject}: {describe(error)}") from error
 
         async def end() -> None:
             with contextlib.suppress(nats.errors.Error, OSError):
                 await subscription.unsubscribe()
 
         return end
+
+    async def listen(self, subject: str, take: Callable[[Msg], None]) -> Subscription:
+        """A subscription whose messages are handed on as they are read."""
+        return await subscribe(self._client, subject, take)
 
     async def history(
         self, run_id: str, *, since_ns: int = 0, after_sequence: int = 0, limit: int
@@ -118,7 +127,7 @@ class JetStreamTransport:
         return await self._streams.newest(stream, subjects)
 
     def key_value(self, bucket: str) -> Bucket:
-        return Bucket(self._replies, self.jetstream, bucket)
+        return Bucket(self._replies, self._client, bucket)
 
     async def create_key_value(self, bucket: str, ttl: timedelta) -> None:
         await create_bucket(self.jetstream, bucket, ttl)

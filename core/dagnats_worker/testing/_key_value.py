@@ -85,10 +85,9 @@ class MemoryBucket:
         return [entry.key for entry in entries if not entry.deleted]
 
     async def watch(self, key: str) -> AsyncIterator[Entry]:
-        async with self._changes(key, existing=True) as changes:
-            while (change := await changes.get()) is not None:
-                yield self._entry(change, with_headers=False)
-        raise KeyValueError(f"bucket {self.name!r}: the watch of {key!r} ended")
+        async with self.follow(key) as changes:
+            async for change in changes:
+                yield change
 
     @asynccontextmanager
     async def follow(
@@ -127,12 +126,12 @@ class MemoryBucket:
             end_listening()
             end_waiting()
 
-    def _entry(self, message: StoredMessage, *, with_headers: bool = True) -> Entry:
+    def _entry(self, message: StoredMessage) -> Entry:
         return Entry(
             message.subject.removeprefix(self._prefix),
             message.data,
             message.sequence,
-            message.headers if with_headers else {},
+            message.headers,
             deleted=message.headers.get(OPERATION) in ("DEL", "PURGE"),
             timestamp_ns=message.timestamp_ns,
         )
