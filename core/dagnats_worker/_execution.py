@@ -45,6 +45,8 @@ class Execution:
         started: ``step.started`` on its way; None before it is sent.
         started_sequence: Sequence of ``step.started`` in the history; 0 before it is known.
         seen_sequence: Of the newest event of the run that was read before the start; 0 for none.
+        opens_run: Somebody else may have been given the task, and its run had no event yet; its
+            start is stored only as the first one, which shows that nobody has begun it meanwhile.
         outcome: What was recorded, and then what was published.
         handler_duration: Set once the handler has ended.
         is_cancelled: The handler is to stop.
@@ -66,6 +68,7 @@ class Execution:
         "inflight",
         "is_cancelled",
         "last_delivery",
+        "opens_run",
         "outcome",
         "provided",
         "seen_sequence",
@@ -87,6 +90,7 @@ class Execution:
         self.started: Sending | None = None
         self.started_sequence = 0
         self.seen_sequence = 0
+        self.opens_run = False
         self.outcome: Outcome | None = None
         self.handler_duration: timedelta | None = None
         self.is_cancelled = False
@@ -114,11 +118,7 @@ class Execution:
     def shared(self) -> bool:
         """Somebody else may have been given this task before us, or since."""
         delivery = self.delivery
-        return (
-            delivery.deliveries > 1
-            or delivery.doubtful
-            or self.inflight.lease_may_have_lapsed
-        )
+        return delivery.deliveries > 1 or delivery.doubtful or self.inflight.lease_may_have_lapsed
 
     @property
     def was_kept(self) -> bool:

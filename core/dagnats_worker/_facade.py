@@ -9,7 +9,7 @@ import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -43,12 +43,27 @@ _bucket_name = re.compile(r"[-_a-zA-Z0-9]+")
 _wildcard = re.compile(r"(^|\.)(\*|>)(\.|$)|\s")
 
 
-@dataclass(frozen=True, slots=True)
 class _Held:
-    """Something that ends with the plugin that has made it."""
+    """A request that a plugin has sent again and again, until it ends it or is gone itself."""
 
-    owner: str
-    end: Callable[[], None]
+    def __init__(self, owner: str, subject: str) -> None:
+        self.owner = owner
+        self.subject = subject
+        self.ended = False
+        self.end: Callable[[], None] = lambda: None
+
+    def telling(self, callback: Callable[[Any], None] | None) -> Callable[[Any], None]:
+        """The plugin's callback, which never ends what calls it, and is silent after the end."""
+
+        def tell(what: Any) -> None:
+            if self.ended or callback is None:
+                return
+            try:
+                callback(what)
+            except Exception:  # a plugin's callback can raise anything
+                logger.exception("plugin %r, keep_alive of %s", self.owner, self.subject)
+
+        return tell
 
 
 class Facade:
@@ -99,6 +114,9 @@ class Facade:
     @property
     def nats(self) -> Any:
         return self._of_a_server("nats")
+
+    async def listen(self, subject: str, take: Callable[[Any], None]) -> Any:
+        return await self._of_a_server("listen")(subject, take)
 
     def _of_a_server(self, name: str) -> Any:
         found = getattr(self._transport, name, None)
@@ -153,36 +171,30 @@ class Facade:
     ) -> Callable[[], Awaitable[None]]:
         return self.background.spawn(make, name, self._owner())
 
+    def skip_hooks(self, *hooks: str) -> None:
+        member = self._hooks.calling()
+        if member is None:
+            raise UsageError("skip_hooks is called in worker_scope")
+        self._hooks.skip(member, hooks)
+
     def keep_alive(self, request: KeepAlive, every: timedelta) -> Callable[[], None]:
         if every <= timedelta(0):
             raise ValueError(f"every is longer than zero, got {every!r}")
         if not request.subject or _wildcard.search(request.subject):
             raise ValueError(f"a request has one subject, got {request.subject!r}")
-        owner = self._owner()
-        ended = False
-
-        def told(callback: Callable[[Any], None] | None) -> Callable[[Any], None]:
-            def tell(what: Any) -> None:
-                if ended or callback is None:
-                    return
-                try:
-                    callback(what)
-                except Exception:  # a plugin's callback never ends what calls it
-                    logger.exception("plugin %r, keep_alive of %s", owner, request.subject)
-
-            return tell
-
-        guarded = replace(request, answered=told(request.answered), failed=told(request.failed))
+        held = _Held(self._owner(), request.subject)
+        guarded = replace(
+            request, answered=held.telling(request.answered), failed=held.telling(request.failed)
+        )
         end_sending = self._transport.leases.keep_alive(guarded, every.total_seconds())
 
         def end() -> None:
-            nonlocal ended
-            ended = True
+            held.ended = True
             end_sending()
             if held in self._kept_alive:
                 self._kept_alive.remove(held)
 
-        held = _Held(owner, end)
+        held.end = end
         self._kept_alive.append(held)
         return end
 
@@ -209,6 +221,7 @@ class Facade:
         """End what plugins have begun and not ended themselves."""
         for held in list(self._kept_alive):
             held.end()
+        self._hooks.skip_none()
         await self.background.close()
 
     def _owner(self) -> str:

@@ -12,6 +12,7 @@ from dagnats_worker._ack import AT_ONCE, Nak, settle
 from dagnats_worker._cancellation import Cancellations
 from dagnats_worker._config import WorkerConfig
 from dagnats_worker._counters import Counters
+from dagnats_worker._current import current
 from dagnats_worker._dispatcher import Dispatcher
 from dagnats_worker._inflight import Ending, Held, InFlight
 from dagnats_worker._protocol import IN_PROGRESS
@@ -53,6 +54,7 @@ class Intake:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._waiting: set[asyncio.Task[Any]] = set()
+        self._threads: set[Future[Any]] = set()
         self._reader = self._loop.create_task(self._read(), name="dagnats-worker intake")
 
     async def _read(self) -> None:
@@ -120,6 +122,7 @@ class Intake:
         thread = execution.abandoned if execution is not None else None
         if execution is not None:
             del execution.context  # each refers to the other
+            current.set(None)  # and the asyncio task to itself
         if thread is None:
             self._free(entered=entered)
         else:
@@ -136,6 +139,8 @@ class Intake:
         def free(_: Future[Any]) -> None:
             self._loop.call_soon_threadsafe(lambda: self._free(entered=True))
 
+        self._threads.add(thread)
+        thread.add_done_callback(self._threads.discard)
         thread.add_done_callback(free)
 
     @property
@@ -175,4 +180,8 @@ class Intake:
     async def close(self) -> None:
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
+        if self._source.fenced and self._threads:
+            # Handing over now would let another worker start a handler beside this one.
+            logger.warning("a handler thread still runs, so nobody is told that this worker leaves")
+            return
         await self._source.close()

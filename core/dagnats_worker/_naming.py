@@ -19,6 +19,8 @@ _DURABLE_BYTES = bytes(
 _UNFIT = re.compile(r"[\s*>\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _KEY = re.compile(r"[-/_=A-Za-z0-9]+(\.[-/_=A-Za-z0-9]+)*")
 _WORKER_ID = re.compile(r"[-/_=A-Za-z0-9]+")
+_KEY_LENGTH_MAX = 1024
+"""A server ends the connection of who sends it a longer line than it takes, which is 4096 bytes."""
 
 
 def durable_name(task_type: str, group: str | None = None) -> str:
@@ -85,7 +87,7 @@ def signal_key(run_id: str, name: str) -> str:
     """The key of a signal in its bucket.
 
     Raises:
-        ValueError: A run or a name that cannot be part of a key.
+        ValueError: A run or a name that cannot be part of a key, or both are too long for one.
         TypeError: Not a text.
     """
     for kind, value, pattern in (
@@ -99,7 +101,14 @@ def signal_key(run_id: str, name: str) -> str:
                 f"{kind} {value!r} is not usable; take one or more of A-Z a-z 0-9 - _ = /, "
                 "and in a name single dots between them"
             )
-    return f"{run_id}.{name}"
+    key = f"{run_id}.{name}"
+    if len(key) > _KEY_LENGTH_MAX:
+        kind, value = ("name of a signal", name) if len(name) >= len(run_id) else ("run id", run_id)
+        raise ValueError(
+            f"{kind} '{value[:20]}...' of {len(value)} characters is too long; "
+            f"a run id and a name may have {_KEY_LENGTH_MAX - 1} together"
+        )
+    return key
 
 
 def filters_overlap(left: str, right: str) -> bool:

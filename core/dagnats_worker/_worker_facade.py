@@ -202,6 +202,18 @@ class WorkerFacade(Protocol):
         """
         ...
 
+    def skip_hooks(self, *hooks: str) -> None:
+        """Leave these hooks of the plugin out while the worker runs: they have nothing to do in it.
+
+        A hook that does nothing costs each task nearly as much as one that does something. Only
+        hooks of a task can be skipped, and only in ``worker_scope``.
+
+        Raises:
+            ValueError: Not a hook of a task.
+            UsageError: Called elsewhere.
+        """
+        ...
+
     def keep_alive(self, request: KeepAlive, every: timedelta) -> Callable[[], None]:
         """Send a request now and then every so often; returns what ends it.
 
@@ -271,4 +283,15 @@ class WorkerFacade(Protocol):
     @property
     def nats(self) -> Any:
         """nats-py's Client, for what its JetStreamContext lacks; ``UsageError`` likewise."""
+        ...
+
+    async def listen(self, subject: str, take: Callable[[Any], None]) -> Any:
+        """nats-py's Subscription, of which a plain function is given each Msg as it is read.
+
+        Without the queue and the task that nats-py has for each subscription, which cost as much as
+        a fifth of a small task. What ``take`` raises is logged.
+
+        Raises:
+            UsageError: There is no server behind the in-memory transport.
+        """
         ...

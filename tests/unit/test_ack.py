@@ -6,6 +6,7 @@ Method: verdicts in, frames out; sending is watched on a small fake of a transpo
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any, cast
@@ -98,9 +99,42 @@ async def test_newest_delivery_of_a_message_is_the_one_that_is_settled() -> None
     assert wire.sent == [("send", "$JS.ACK.of.the.newer.one", b"+ACK")]
 
 
-async def test_source_that_confirms_leases_has_its_verdicts_confirmed() -> None:
+def again(inflight: InFlight) -> None:
+    inflight.delivery.deliveries = 2
+
+
+def doubtful(inflight: InFlight) -> None:
+    inflight.delivery.doubtful = True
+
+
+def late(inflight: InFlight) -> None:
+    inflight.received_at -= inflight.source.ack_wait.total_seconds() + 1
+
+
+def fenced(inflight: InFlight) -> None:
+    inflight.source = cast(Any, SimpleNamespace(**{**vars(inflight.source), "fenced": True}))
+
+
+@pytest.mark.parametrize("shared", [again, doubtful, late, fenced])
+async def test_source_that_confirms_leases_has_its_acks_confirmed_where_they_may_be_refused(
+    shared: Callable[[InFlight], None],
+) -> None:
+    wire, inflight = Wire(), held(confirm_leases=True)
+    shared(inflight)
+    await settled(Ack(), wire, inflight)
+    assert [how for how, _, _ in wire.sent] == ["request"]
+
+
+async def test_ack_of_a_message_that_only_we_were_given_is_not_waited_for() -> None:
     wire = Wire()
     await settled(Ack(), wire, held(confirm_leases=True))
+    assert [how for how, _, _ in wire.sent] == ["send"]
+
+
+@pytest.mark.parametrize("verdict", [Nak(), Term("no")])
+async def test_source_that_confirms_leases_has_all_else_confirmed(verdict: Nak | Term) -> None:
+    wire = Wire()
+    await settled(verdict, wire, held(confirm_leases=True))
     assert [how for how, _, _ in wire.sent] == ["request"]
 
 
