@@ -22,6 +22,7 @@ from dagnats_worker._plugins import Hooks
 from dagnats_worker._protocol import (
     ABSENT,
     HEADER_MSG_ID,
+    RUN_ID_CHARS_MAX,
     WORKFLOW_CANCELLED,
     Event,
     TaskPayload,
@@ -346,6 +347,11 @@ class Client:
 def _checked_run_id(run_id: str) -> str:
     if not isinstance(run_id, str) or not is_subject_token(run_id):
         raise ValueError(f"run_id is a single NATS token, got {run_id!r}")
+    if len(run_id) > RUN_ID_CHARS_MAX:
+        raise ValueError(
+            f"run_id has at most {RUN_ID_CHARS_MAX} characters, got {len(run_id)}: "
+            f"{run_id[:RUN_ID_CHARS_MAX]!r}"
+        )
     return run_id
 
 

@@ -9,7 +9,15 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, Protocol
 
-from dagnats_worker.errors import DelayTask, EndTask, PluginError, SkipTask, StartError, describe
+from dagnats_worker.errors import (
+    DelayTask,
+    EndTask,
+    PluginError,
+    SkipTask,
+    StartError,
+    UsageError,
+    describe,
+)
 from dagnats_worker.hookspecs import Plugin, PluginState
 
 logger = logging.getLogger("dagnats_worker.plugins")
@@ -90,7 +98,9 @@ class Member:
     def failed(self, error: BaseException, where: str) -> None:
         """Tell of a failure that changes nothing for the task."""
         self.reason = f"{where}: {describe(error)}"
-        logger.error("plugin %r, %s", self.name, self.reason, exc_info=error)
+        is_explained = isinstance(error, StartError | UsageError)  # who reads it knows what to do
+        trace = None if is_explained else error
+        logger.error("plugin %r, %s", self.name, self.reason, exc_info=trace)
 
     def leave(self, state: MemberState) -> None:
         """Call none of this plugin's hooks any more."""

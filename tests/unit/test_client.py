@@ -89,7 +89,7 @@ async def test_same_run_submitted_again_is_known(client: Client, server: MemoryS
         ({"group": "*"}, ValueError, "group"),
         ({"run_id": "a.b"}, ValueError, "run_id is a single NATS token, got 'a.b'"),
         ({"run_id": 7}, ValueError, "run_id is a single NATS token, got 7"),
-        ({"run_id": "r" * 257}, ValueError, "run_id"),
+        ({"run_id": "r" * 257}, ValueError, "run_id has at most 256 characters, got 257"),
         ({"step_id": "a\nb"}, ValueError, "no worker could read this task: .*step_id"),
         ({"step_id": "s" * 1025}, ValueError, "no worker could read this task: .*step_id"),
         ({"step_id": 7}, ValueError, "no worker could read this task: .*step_id"),
