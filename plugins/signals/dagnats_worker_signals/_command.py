@@ -12,6 +12,7 @@ import click
 from dagnats_worker import Client
 from dagnats_worker.cli import ConnectionOptions, connection_options, run_async
 from dagnats_worker.errors import TransportError
+from dagnats_worker.hookspecs import signal_key
 
 STDIN = "-"
 FILE = "@"
@@ -48,9 +49,10 @@ def signal(
     if not raw:
         _check_json(value, data)
     try:
-        status = run_async(_send(run, name, value, connection))
+        signal_key(run, name)  # before anybody is asked about such a run
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    status = run_async(_send(run, name, value, connection))
     if as_json:
         answer = {"run_id": run, "name": name, "bytes": len(value), "run_status": status}
         click.echo(json.dumps(answer))

@@ -33,8 +33,11 @@ HEADER_WORKER = "Dagnats-Parked-By"
 MARKER_TTL = {"Nats-TTL": "10m"}
 """How long a delete marker stays: longer than any worker needs to hear of it."""
 
-HEADER_BYTES_MAX = 1024
+HEADER_BYTES_MAX = 2048
 """What the headers of an entry, or of a message, need beside those that are in the entry."""
+
+MESSAGE_HEADERS_BYTES_MAX = 65_535
+"""How long the headers of a message may be that a stream takes."""
 
 PUT_ATTEMPTS_MAX = 10
 
@@ -198,13 +201,8 @@ class Parking:
             headers={**kept.headers, **waits.headers()},
             data=kept.data,
         )
-        value, most = record.encode(), self._worker.max_payload
-        if len(value) + HEADER_BYTES_MAX > most:
-            raise SignalUsageError(
-                f"the task has {len(value)} bytes with its headers, and cannot be parked: the "
-                f"server takes at most {most}, of which {HEADER_BYTES_MAX} are needed; wait "
-                "without park=True, store the input elsewhere, or raise max_payload"
-            )
+        value = record.encode()
+        self._check_sizes(record, len(value))
         revision = 0
         for _ in range(PUT_ATTEMPTS_MAX):
             try:
@@ -217,6 +215,23 @@ class Parking:
                     raise
             revision = await self._revision_to_replace(record)
         raise KeyValueError(f"the parked task {record.entry!r} changes too fast")
+
+    def _check_sizes(self, record: Record, size: int) -> None:
+        """What cannot be sent again must not be stored: nobody would have the task then."""
+        most = self._worker.max_payload
+        if size + HEADER_BYTES_MAX > most:
+            raise SignalUsageError(
+                f"the task has {size} bytes with its headers, and cannot be parked: the server "
+                f"takes at most {most}, of which {HEADER_BYTES_MAX} are needed; wait without "
+                "park=True, store the input elsewhere, or raise max_payload"
+            )
+        size = sum(len(f"{name}: {value}\r\n".encode()) for name, value in record.headers.items())
+        if size + HEADER_BYTES_MAX > MESSAGE_HEADERS_BYTES_MAX:
+            raise SignalUsageError(
+                f"the task's headers have {size} bytes, and it cannot be parked: a stream takes at "
+                f"most {MESSAGE_HEADERS_BYTES_MAX}, of which {HEADER_BYTES_MAX} are needed; wait "
+                "without park=True, or submit it with shorter headers"
+            )
 
     async def _revision_to_replace(self, record: Record) -> int:
         """An earlier delivery of the message had died; a later one means that we are too late."""

@@ -101,7 +101,8 @@ async def in_thread(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["run", "go", "NaN"], "DATA is not JSON: NaN is a number in JavaScript only"),
         (["run", "go", "@nothing"], "cannot read 'nothing': No such file or directory"),
         (["run", "*"], "name of a signal '*' is not usable"),
-        (["a.b", "go"], "run_id is a single NATS token"),
+        (["a.b", "go"], "run id 'a.b' is not usable"),
+        (["a" * 5000, "go"], "run id 'aaaaaaaaaaaaaaaaaaaa...' of 5000 characters is too long"),
     ],
 )
 def test_what_cannot_be_sent_is_one_line(url: str, arguments: list[str], says: str) -> None:

@@ -334,6 +334,16 @@ async def test_task_that_is_too_large_to_be_parked_is_refused_with_both_sizes(
             await run.result(SOON)
 
 
+async def test_task_whose_headers_could_not_be_sent_again_is_refused_with_both_sizes(
+    serve: Serve, client: Client
+) -> None:
+    task_type = unique()
+    async with serve(task_type, Messages()):
+        run = await client.submit(task_type, headers={"Large": "x" * 65_400})
+        with pytest.raises(TaskFailedError, match=r"headers have \d+ bytes.* at most 65535"):
+            await run.result(SOON)
+
+
 async def test_full_bucket_gives_the_task_back(
     serve: Serve, nats_server: EmbeddedServer, own_js: JetStreamContext
 ) -> None:
