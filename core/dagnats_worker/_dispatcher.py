@@ -10,6 +10,7 @@ from dagnats_worker._arrival import Arrivals
 from dagnats_worker._config import WorkerConfig
 from dagnats_worker._context import TaskContext
 from dagnats_worker._counters import Counters
+from dagnats_worker._current import current
 from dagnats_worker._dead_letters import DeadLetters
 from dagnats_worker._ending import Plan, plan
 from dagnats_worker._events import Events
@@ -75,6 +76,7 @@ class Dispatcher:
         try:
             execution = Execution(decode_task(delivery.data), inflight, self._environment)
             execution.context = TaskContext(execution)
+            current.set(execution.context)
             answer = await self._arrivals.check(execution)
             if answer is not None:
                 return answer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any
@@ -26,11 +26,13 @@ class ScopeImplementation(Implementation):
     """One plugin's implementation of a scope.
 
     Attributes:
+        make: Makes the context manager.
+        directly: It is entered by whoever walks the scopes, without a function between.
         entry: Makes the context manager and enters it; its answer is the context manager.
         exit: Leaves it.
     """
 
-    __slots__ = ("entry", "exit")
+    __slots__ = ("directly", "entry", "exit", "make")
 
     def __init__(
         self,
@@ -38,29 +40,40 @@ class ScopeImplementation(Implementation):
         member: Member,
         function: Callable[..., Any],
         invoke: Call,
-        wrap: Callable[[str, Member, Call], Call],
+        wrap: Callable[[str, Member, Call], Call] | None,
     ) -> None:
         super().__init__(hook, member, function, invoke, is_async=False)
+        kinds: set[type[Any]] = set()
+
+        def make(known: Known) -> AsyncScope:
+            manager: AsyncScope = invoke(known)
+            if type(manager) not in kinds:  # to ask an abstract class costs as much as the call
+                if not isinstance(manager, AbstractAsyncContextManager):
+                    raise TypeError(
+                        f"it returned {manager!r}, which is not an async context manager"
+                    )
+                kinds.add(type(manager))
+            return manager
 
         async def enter(known: Known) -> AsyncScope:
-            manager: AsyncScope = invoke(known)
-            if not isinstance(manager, AbstractAsyncContextManager):
-                raise TypeError(f"it returned {manager!r}, which is not an async context manager")
+            manager = make(known)
             await manager.__aenter__()
             return manager
 
-        async def leave(left: tuple[AsyncScope, Exit]) -> None:
+        def leave(left: tuple[AsyncScope, Exit]) -> Coroutine[Any, Any, bool | None]:
             manager, reason = left
-            await manager.__aexit__(*reason)
+            return manager.__aexit__(*reason)
 
+        self.make = make
+        self.directly = wrap is None
         self.entry = self._part("entering", enter, wrap)
         self.exit = self._part("leaving", leave, wrap)
 
     def _part(
-        self, doing: str, invoke: Call, wrap: Callable[[str, Member, Call], Call]
+        self, doing: str, invoke: Call, wrap: Callable[[str, Member, Call], Call] | None
     ) -> Implementation:
         label = f"{doing} {self.hook}"
-        wrapped = wrap(label, self.member, invoke)
+        wrapped = invoke if wrap is None else wrap(label, self.member, invoke)
         return Implementation(
             self.hook, self.member, self.function, wrapped, is_async=True, label=label
         )
@@ -72,16 +85,26 @@ class Scope(AbstractAsyncContextManager[None]):
     None of them can swallow an exception, or change anything by an error at its end.
 
     Args:
-        watch: Makes what the clock looks at; asked again at the end, which may be in another task.
+        watched: What the clock looks at, where that is known.
+        watch: Makes it otherwise; asked again at the end, which may be in another task.
         vital: The error of a required plugin on entry is raised; else every error is logged only.
         removes: An optional plugin that fails on entry is not called any more.
     """
 
-    __slots__ = ("_entered", "_implementations", "_known", "_removes", "_vital", "_watch")
+    __slots__ = (
+        "_entered",
+        "_implementations",
+        "_known",
+        "_removes",
+        "_vital",
+        "_watch",
+        "_watched",
+    )
 
     def __init__(
         self,
         implementations: Sequence[Implementation],
+        watched: Watched | None,
         watch: Callable[[Known], Watched],
         known: Known,
         *,
@@ -89,6 +112,7 @@ class Scope(AbstractAsyncContextManager[None]):
         removes: bool,
     ) -> None:
         self._implementations = implementations
+        self._watched = watched
         self._watch = watch
         self._known = known
         self._vital = vital
@@ -99,14 +123,19 @@ class Scope(AbstractAsyncContextManager[None]):
     # function between.
 
     async def __aenter__(self) -> None:
-        watched, known = self._watch(self._known), self._known
+        known = self._known
+        watched = self._watched or self._watch(known)
         outer = watched.hook
         try:
             for implementation in self._implementations:
                 assert isinstance(implementation, ScopeImplementation), "compiled as a scope"
                 entry = watched.hook = implementation.entry
                 try:
-                    manager = await entry.invoke(known)
+                    if implementation.directly:
+                        manager = implementation.make(known)
+                        await manager.__aenter__()
+                    else:
+                        manager = await entry.invoke(known)
                 except BaseException as error:  # noqa: BLE001 - sorted out there
                     self._sort_out(implementation, error, watched)
                 else:
@@ -139,7 +168,8 @@ class Scope(AbstractAsyncContextManager[None]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._leave((kind, error, traceback), self._watch(self._known))
+        watched = self._watched or self._watch(self._known)
+        await self._leave((kind, error, traceback), watched)
 
     async def _leave(self, left: Exit, watched: Watched) -> None:
         interrupted: BaseException | None = None

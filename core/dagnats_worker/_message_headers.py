@@ -29,7 +29,8 @@ def sendable(headers: Any, implementations: Implementations) -> dict[str, str]:
         _tell(implementations, f"headers is a dict, got {headers!r:.200}")
         return {}
     for name, value in headers.items():
-        if not _fits(name, value):
+        usual = name in _usual_names and isinstance(value, str)
+        if not (_breaks.search(value) is None if usual else _fits(name, value)):
             break
     else:
         return headers

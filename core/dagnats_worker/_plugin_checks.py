@@ -29,6 +29,8 @@ HOOKS = (
     "on_complete",
     "child_scope",
 )
+OF_TASKS = HOOKS[2:8]
+"""Those that are called again and again."""
 FORBIDDEN_OPTIONS = ("wrapper", "hookwrapper")
 RESERVED_NAMES = (WORKER, PLUGINS)
 MARK = f"{PROJECT}_impl"

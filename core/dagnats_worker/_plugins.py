@@ -30,6 +30,7 @@ from dagnats_worker._hook_scopes import Scope, ScopeImplementation
 from dagnats_worker._hook_trace import traced, tracing
 from dagnats_worker._plugin_checks import (
     HOOKS,
+    OF_TASKS,
     SCOPES,
     a_plugin,
     check,
@@ -76,8 +77,10 @@ class Hooks:
         self.left_out = tuple(left_out)
         self.callers: WeakSet[Caller] = WeakSet()
         for member in self.members:
-            member.on_leave = self._drop_left
-        self._compile()
+            member.on_leave = self._choose
+        self._skipped: set[tuple[Member, str]] = set()
+        self._compiled = self._compile()
+        self._choose()
 
     @property
     def plugins(self) -> tuple[Plugin[Any], ...]:
@@ -98,20 +101,44 @@ class Hooks:
 
     # ------------------------------------------------------------------ compiling
 
-    def _compile(self) -> None:
+    def _compile(self) -> dict[str, list[Implementation]]:
         by_name = {member.name: member for member in self.members}
         # pluggy calls the last one first, unless an implementation asks for something else.
         manager = manager_of(self.plugins[::-1])
-        for hook in HOOKS:
-            implementations = getattr(manager.hook, hook).get_hookimpls()[::-1]
-            compiled = (_compiled(hook, by_name[one.plugin_name], one) for one in implementations)
-            setattr(self, hook, Implementations(compiled))
+        return {
+            hook: [
+                _compiled(hook, by_name[one.plugin_name], one)
+                for one in getattr(manager.hook, hook).get_hookimpls()[::-1]
+            ]
+            for hook in HOOKS
+        }
 
-    def _drop_left(self) -> None:
-        """Call none of those any more that have left; a walk that is under way ends as it began."""
-        for hook in HOOKS:
-            stay = (one for one in getattr(self, hook) if one.member.state == "active")
-            setattr(self, hook, Implementations(stay))
+    def _choose(self) -> None:
+        """Call those that have not left and are not skipped; a walk under way ends as it began."""
+        for hook, implementations in self._compiled.items():
+            chosen = (
+                one
+                for one in implementations
+                if one.member.state == "active" and (one.member, hook) not in self._skipped
+            )
+            setattr(self, hook, Implementations(chosen))
+
+    def skip(self, member: Member, hooks: Sequence[str]) -> None:
+        """Call these hooks of a plugin no more.
+
+        Raises:
+            ValueError: One of them is not called for each task.
+        """
+        for hook in hooks:
+            if hook not in OF_TASKS:
+                raise ValueError(f"hook {hook!r} is not one of a task: {', '.join(OF_TASKS)}")
+        self._skipped.update((member, hook) for hook in hooks)
+        self._choose()
+
+    def skip_none(self) -> None:
+        """Call all of them again."""
+        self._skipped.clear()
+        self._choose()
 
     def _watched(self, known: Known) -> Watched:
         """What the clock looks at: the walk of the task, or this call where it is another task."""
@@ -171,8 +198,7 @@ class Hooks:
         **known: Any,
     ) -> Scope:
         """Enter the context manager of each; they are left in reverse order. See ``Scope``."""
-        watch = self._watched if watched is None else lambda _known: watched
-        return Scope(implementations, watch, known, vital=vital, removes=removes)
+        return Scope(implementations, watched, self._watched, known, vital=vital, removes=removes)
 
 
 def _checked(members: Sequence[Member]) -> tuple[Member, ...]:
@@ -192,7 +218,7 @@ def _checked(members: Sequence[Member]) -> tuple[Member, ...]:
 def _compiled(hook: str, member: Member, implementation: pluggy.HookImpl) -> Implementation:
     function = implementation.function
     invoke = _invoking(hook, function)
-    wrap = traced if tracing() else _as_it_is
+    wrap = traced if tracing() else None
     if hook in SCOPES and hook != "child_scope":
         return ScopeImplementation(hook, member, function, invoke, wrap)
     is_async = inspect.iscoroutinefunction(function)
@@ -200,9 +226,9 @@ def _compiled(hook: str, member: Member, implementation: pluggy.HookImpl) -> Imp
         hook,
         member,
         function,
-        wrap(hook, member, invoke),
+        invoke if wrap is None else wrap(hook, member, invoke),
         is_async=is_async,
-        arguments=_few_arguments(hook, function) if is_async and wrap is _as_it_is else None,
+        arguments=_few_arguments(hook, function) if is_async and wrap is None else None,
     )
 
 
@@ -227,7 +253,3 @@ def _invoking(hook: str, function: Callable[..., Any]) -> Call:
         case names:
             pick = itemgetter(*names)
             return lambda known: function(*pick(known))
-
-
-def _as_it_is(_label: str, _member: Member, invoke: Call) -> Call:
-    return invoke

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cas
 
 import pluggy
 
+from dagnats_worker._current import current_context
 from dagnats_worker._inputs import value_decoder
 from dagnats_worker._json import encode_value
 from dagnats_worker._kept import KeptTask
@@ -62,6 +63,7 @@ __all__ = [
     "TaskType",
     "WorkerFacade",
     "WorkerState",
+    "current_context",
     "encode_value",
     "hookimpl",
     "signal_key",
