@@ -6,14 +6,17 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
 from opentelemetry import trace
+from opentelemetry.trace import SpanContext
 
-from dagnats_worker import TaskContext
+from dagnats_worker import BaseContext, TaskContext
+from dagnats_worker.hookspecs import current_context
+from dagnats_worker_telemetry._propagation import context_of
 from dagnats_worker_telemetry._settings import TelemetrySettings
 
 TASK_FIELDS = ("run_id", "step_id", "task_type", "attempt")
@@ -22,9 +25,11 @@ WORKER_LOGGER = "dagnats_worker"
 TASK_LOGGER = "dagnats_worker.task"
 CARRIER_PREFIX = "dagnats-log-"
 
-Source = TaskContext | Mapping[str, str]
+Source = BaseContext | Mapping[str, str]
 
-_source: ContextVar[Source | None] = ContextVar("dagnats_worker_telemetry_task", default=None)
+_in_child: ContextVar[Mapping[str, str] | None] = ContextVar(
+    "dagnats_worker_telemetry_task", default=None
+)
 
 
 class TaskFilter(logging.Filter):
@@ -36,16 +41,25 @@ class TaskFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         fields = record.__dict__
-        source = _source.get()
+        source = _in_child.get() or current_context()
         for name in TASK_FIELDS:
             if name not in fields:
                 fields[name] = _field(source, name)
         if "trace_id" not in fields:
-            span = trace.get_current_span().get_span_context()
+            span = _span_of(source)
             known = span.is_valid
             fields["trace_id"] = trace.format_trace_id(span.trace_id) if known else ""
             fields["span_id"] = trace.format_span_id(span.span_id) if known else ""
         return True
+
+
+def _span_of(source: Source | None) -> SpanContext:
+    """The current span; where nobody makes any, the one that the task came with."""
+    span = trace.get_current_span().get_span_context()
+    if not span.is_valid and isinstance(source, BaseContext):
+        with suppress(Exception):  # a propagator is the application's code, and so is a log call
+            return trace.get_current_span(context_of(source)).get_span_context()
+    return span
 
 
 def _field(source: Source | None, name: str) -> Any:
@@ -127,14 +141,14 @@ def log_fields_of_child(settings: TelemetrySettings) -> None:
             target.setFormatter(JSON)
 
 
-def enter_task(source: Source) -> None:
-    """From here on records belong to a task."""
-    _source.set(source)
+def enter_task(fields: Mapping[str, str]) -> None:
+    """From here on records belong to a task of another process."""
+    _in_child.set(fields)
 
 
 def leave_task() -> None:
     """And from here on to none."""
-    _source.set(None)
+    _in_child.set(None)
 
 
 def log_carrier(ctx: TaskContext) -> dict[str, str]:
@@ -161,7 +175,10 @@ def handlers_of(settings: TelemetrySettings) -> list[logging.Handler | logging.L
 
 
 class _Uses:
-    """Several workers of a process may want the same; the last one that ends undoes it."""
+    """Several workers of a process may want the same; the last one that ends undoes it.
+
+    A filter that the application has installed itself is left to it.
+    """
 
     def __init__(self) -> None:
         self._filtered: Counter[logging.Handler | logging.Logger] = Counter()
@@ -169,8 +186,9 @@ class _Uses:
 
     def begin(self, targets: list[logging.Handler | logging.Logger], *, as_json: bool) -> None:
         for target in targets:
-            target.addFilter(FILTER)
-            self._filtered[target] += 1
+            if target in self._filtered or FILTER not in target.filters:  # else it stays
+                target.addFilter(FILTER)
+                self._filtered[target] += 1
             if as_json and isinstance(target, logging.Handler):
                 uses, before = self._json.get(target, (0, target.formatter))
                 self._json[target] = (uses + 1, before)
@@ -178,10 +196,11 @@ class _Uses:
 
     def end(self, targets: list[logging.Handler | logging.Logger], *, as_json: bool) -> None:
         for target in targets:
-            self._filtered[target] -= 1
-            if not self._filtered[target]:
-                del self._filtered[target]
-                target.removeFilter(FILTER)
+            if target in self._filtered:
+                self._filtered[target] -= 1
+                if not self._filtered[target]:
+                    del self._filtered[target]
+                    target.removeFilter(FILTER)
             if as_json and isinstance(target, logging.Handler):
                 uses, before = self._json.pop(target)
                 if uses > 1:

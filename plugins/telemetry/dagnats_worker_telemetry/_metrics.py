@@ -60,7 +60,9 @@ class Metrics:
         if delivery.deliveries > 1:
             return
         now = time.time()
-        waited_s = max(0.0, now - delivery.timestamp_ns / NANOSECONDS)
+        waited_s = now - delivery.timestamp_ns / NANOSECONDS
+        if waited_s < 0:  # the server's clock is not ours
+            waited_s = 0.0
         task_type = ctx.task_type
         self._tally.waited(task_type, waited_s)
         queue = self._queues[task_type]

@@ -20,10 +20,11 @@ from dagnats_worker_telemetry._child import child_scope
 from dagnats_worker_telemetry._logs import log_fields, log_fields_of_child
 from dagnats_worker_telemetry._meters import opened_meter
 from dagnats_worker_telemetry._metrics import Metrics
-from dagnats_worker_telemetry._parts import Parts, tell
+from dagnats_worker_telemetry._parts import Parts, TaskScope, tell
 from dagnats_worker_telemetry._providers import (
     Given,
-    nobody_listens,
+    has_metrics,
+    has_traces,
     opened_tracing,
     tracing_of_child,
 )
@@ -74,9 +75,14 @@ class TelemetryPlugin(Plugin[TelemetrySettings]):
             metrics = Metrics(instruments, worker)
             await stack.enter_async_context(metrics.worker_scope(worker))
             in_process = {one.name for one in worker.task_types if one.executor == "process"}
-            self._parts[worker.worker_id] = Parts(
-                self._spans, metrics, frozenset(in_process), quiet=nobody_listens(given)
+            parts = self._parts[worker.worker_id] = Parts(
+                self._spans,
+                metrics,
+                frozenset(in_process),
+                has_traces=has_traces(given),
+                has_metrics=has_metrics(given),
             )
+            worker.skip_hooks(*parts.idle_hooks())
             try:
                 yield
             finally:
@@ -85,7 +91,7 @@ class TelemetryPlugin(Plugin[TelemetrySettings]):
     @hookimpl
     def task_scope(self, ctx: TaskContext) -> AbstractAsyncContextManager[None]:
         parts = self._parts.get(ctx.worker_id)
-        return parts.task_scope(parts, ctx) if parts and self.enabled else nullcontext()
+        return TaskScope(parts, ctx) if parts and self.enabled else nullcontext()
 
     @hookimpl
     def on_error(self, ctx: TaskContext, error: BaseException, outcome: Outcome) -> None:

@@ -11,6 +11,8 @@ from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.trace import SpanContext, TraceFlags
 
+from dagnats_worker import BaseContext
+
 NO_CONTEXT = Context()
 """What a task begins with that came with none: not that of whoever started the worker."""
 
@@ -55,18 +57,25 @@ def extracted(carrier: Mapping[str, str]) -> Context:
     used = current_format()
     if used.is_usual and (parent := carrier.get(W3C_PARENT)) and W3C_REST.isdisjoint(carrier):
         found = _w3c_parent.fullmatch(parent)
-        if found is not None and (span := _span_of(*found.groups())).is_valid:
-            return trace.set_span_in_context(trace.NonRecordingSpan(span), NO_CONTEXT)
+        if found is not None:
+            trace_id, span_id, flags = found.groups()
+            trace_number, span_number = int(trace_id, 16), int(span_id, 16)
+            if trace_number and span_number:  # zeros are no trace
+                known = TraceFlags(int(flags, 16))
+                span = SpanContext(trace_number, span_number, is_remote=True, trace_flags=known)
+                return trace.set_span_in_context(trace.NonRecordingSpan(span), NO_CONTEXT)
     for field in used.fields:
         if field in carrier:
             return propagate.extract(carrier, NO_CONTEXT)
     return NO_CONTEXT
 
 
-def _span_of(trace_id: str, span_id: str, flags: str) -> SpanContext:
-    return SpanContext(
-        int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16))
-    )
+def context_of(ctx: BaseContext) -> Context:
+    """The context that a task came with, in the headers of its message or else in its body."""
+    found = extracted(ctx.headers)
+    if found is NO_CONTEXT and (of_body := ctx.trace_headers):
+        return extracted(of_body)
+    return found
 
 
 def injected(context: Context | None = None) -> dict[str, str]:
@@ -78,14 +87,16 @@ def injected(context: Context | None = None) -> dict[str, str]:
 
 def injected_of(span: SpanContext, context: Context) -> dict[str, str]:
     """The headers of a context whose current span is known, which the usual format is quick at."""
-    if not current_format().is_usual or span.trace_state or baggage.get_all(context):
+    has_baggage = len(context) > 1 and baggage.get_all(context)
+    if not current_format().is_usual or span.trace_state or has_baggage:
         return injected(context)
     return {W3C_PARENT: f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"}
 
 
 def put_in_place(headers: dict[str, str], context_headers: Mapping[str, str]) -> None:
     """Let a message say one context and nothing of the one before."""
-    if not headers.keys() <= context_headers.keys():
-        for field in current_format().fields:
-            headers.pop(field, None)
     headers.update(context_headers)
+    if len(headers) > len(context_headers):
+        for field in current_format().fields:
+            if field not in context_headers:
+                headers.pop(field, None)

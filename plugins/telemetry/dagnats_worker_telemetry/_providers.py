@@ -35,13 +35,18 @@ class Providers:
     meter_provider: MeterProvider | None = None
 
 
-def nobody_listens(chosen: Providers) -> bool:
-    """Whether spans and metrics go nowhere: there is no SDK, or it was not set up."""
-    of_traces = chosen.tracer_provider or trace.get_tracer_provider()
-    of_metrics = chosen.meter_provider or metrics.get_meter_provider()
-    return all(
-        type(provider).__module__.startswith(STANDS_IN) for provider in (of_traces, of_metrics)
-    )
+def has_traces(chosen: Providers) -> bool:
+    """Whether spans go anywhere; they do not where there is no SDK, or it was not set up."""
+    return _is_real(chosen.tracer_provider or trace.get_tracer_provider())
+
+
+def has_metrics(chosen: Providers) -> bool:
+    """Likewise for metrics."""
+    return _is_real(chosen.meter_provider or metrics.get_meter_provider())
+
+
+def _is_real(provider: TracerProvider | MeterProvider) -> bool:
+    return not type(provider).__module__.startswith(STANDS_IN)
 
 
 class Instrumented:

@@ -18,8 +18,8 @@ class TelemetrySettings:
             (``OTEL_EXPORTER_OTLP_ENDPOINT``).
         service_name: What the processes are called; empty for what the environment says
             (``OTEL_SERVICE_NAME``), else ``dagnats-worker``.
-        flush_timeout: How long the end of a worker waits for what is still to be exported; the
-            drain's deadline is never exceeded.
+        flush_timeout: How long the end of a worker waits for the spans that are still to be
+            exported, and how long for the metrics; the drain's deadline is never exceeded.
         client_spans: A span for each task that a client submits; without it only the context of
             the caller travels with the task.
         logs: Whose records get the fields of their task: ``worker`` for ``ctx.log`` and the
@@ -45,3 +45,8 @@ class TelemetrySettings:
     def __post_init__(self) -> None:
         if self.flush_timeout < timedelta(0):
             raise ValueError(f"flush_timeout is not negative, got {self.flush_timeout!r}")
+        if self.endpoint and not self.endpoint.lower().startswith(("http://", "https://")):
+            raise ValueError(
+                "endpoint begins with http:// or https://, such as http://127.0.0.1:4318, "
+                f"got {self.endpoint!r}"
+            )

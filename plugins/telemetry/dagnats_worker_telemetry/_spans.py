@@ -16,18 +16,17 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from dagnats_worker import Completed, Continued, Failed, Outcome, Paused, Released, TaskContext
 from dagnats_worker.errors import DagnatsError, PluginError, TransportError
-from dagnats_worker.hookspecs import Message
+from dagnats_worker.hookspecs import Message, current_context
 from dagnats_worker_telemetry._instruments import OUTCOME
 from dagnats_worker_telemetry._metrics import outcome_name
 from dagnats_worker_telemetry._propagation import (
-    NO_CONTEXT,
     W3C_PARENT,
-    extracted,
+    context_of,
     injected,
     injected_of,
     put_in_place,
 )
-from dagnats_worker_telemetry._providers import Given
+from dagnats_worker_telemetry._providers import Given, has_traces
 
 TASK_SUBJECT = "task."
 STARTED = "step.started"
@@ -59,9 +58,7 @@ class Spans:
         Returns:
             None where there is neither an SDK nor a trace, and so nothing to be done.
         """
-        parent = extracted(ctx.headers)
-        if parent is NO_CONTEXT and (of_body := ctx.trace_headers):
-            parent = extracted(of_body)
+        parent = context_of(ctx)
         name, attributes = self._of_types.get(ctx.task_type) or self._describe_type(ctx.task_type)
         span = self._given.tracer.start_span(name, parent, SpanKind.SERVER, attributes)
         span_context = span.get_span_context()
@@ -73,7 +70,7 @@ class Spans:
             context = trace.set_span_in_context(span, parent)
             task = TaskSpan(self, ctx, span, context, context)
         self._active[ctx] = task
-        if span.is_recording():
+        if task.is_recorded:
             span.set_attributes(_of_task(ctx))
         return task
 
@@ -107,7 +104,7 @@ class Spans:
         if not message.event_type:
             if _is_inside(trace.get_current_span(), task.span):
                 headers = injected()
-        elif message.event_type != STARTED and task.span.is_recording():
+        elif task.is_recorded and message.event_type != STARTED:
             self._begin_outcome(ctx, task)
         put_in_place(message.headers, headers)
 
@@ -131,6 +128,11 @@ class Spans:
         """
         if W3C_PARENT in message.headers:
             return
+        ctx = current_context()
+        if ctx is not None and not has_traces(self._given.now()):
+            # Nobody has made the task's context the current one.
+            put_in_place(message.headers, injected(context_of(ctx)) | injected())
+            return
         if not with_span or not message.subject.startswith(TASK_SUBJECT):
             put_in_place(message.headers, injected())
             return
@@ -150,6 +152,7 @@ class TaskSpan:
 
     Attributes:
         context: With the span in it.
+        is_recorded: Somebody gets the span; else nothing has to be found out for it.
         error: What the handler has raised.
         failure: How that was classified.
         of_outcome: The span of its outcome, once that is being published.
@@ -164,6 +167,7 @@ class TaskSpan:
         "context",
         "error",
         "failure",
+        "is_recorded",
         "of_outcome",
         "span",
     )
@@ -181,6 +185,7 @@ class TaskSpan:
         self._to_inject = to_inject
         self._headers: dict[str, str] | None = None
         self.span = span
+        self.is_recorded = span.is_recording()
         self.context = context
         self.error: BaseException | None = None
         self.failure: Failed | None = None
@@ -203,7 +208,7 @@ class TaskSpan:
                 self.of_outcome.set_status(Status(StatusCode.ERROR, f"not stored: {error}"))
             self.of_outcome.end()
         try:
-            if self.span.is_recording():
+            if self.is_recorded and self.span.is_recording():
                 self._describe_end(error)
         finally:
             self.span.end()

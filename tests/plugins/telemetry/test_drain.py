@@ -150,6 +150,12 @@ def test_negative_time_is_refused() -> None:
         TelemetrySettings(flush_timeout=timedelta(seconds=-1))
 
 
+@pytest.mark.parametrize("endpoint", ["127.0.0.1:4318", "localhost", "grpc://collector:4317"])
+def test_endpoint_that_is_no_url_is_refused_before_anything_is_lost(endpoint: str) -> None:
+    with pytest.raises(ValueError, match=r"endpoint begins with http:// or https://, .* got"):
+        TelemetrySettings(endpoint=endpoint)
+
+
 APP = """
 from __future__ import annotations
 from dagnats_worker import Worker

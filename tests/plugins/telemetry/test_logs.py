@@ -100,6 +100,18 @@ async def test_tasks_logger_has_the_fields_without_any_setting() -> None:
     assert logging.getLogger("dagnats_worker.task").filters == []
 
 
+async def test_filter_of_the_application_outlasts_the_worker() -> None:
+    async def hello(ctx: TaskContext) -> None: ...
+
+    with written("dagnats_worker") as (handler, lines):
+        install_log_filter(handler)
+        for _ in range(2):
+            async with WorkerHarness({"greet": hello}, plugins=[Traces().plugin()]) as h:
+                await h.run("greet")
+        logging.getLogger("dagnats_worker").info("outside")
+    assert lines()[-1] == "||||||outside"
+
+
 @contextmanager
 def root_handler() -> Iterator[tuple[logging.Handler, Any]]:
     with written("", logging.WARNING) as found:

@@ -17,7 +17,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from supervised_support import BOUND_S, fetch, running
-from support import unique
+from support import eventually, unique
 from worker_support import configured
 
 from dagnats_worker import Client, EmbeddedServer, Worker
@@ -75,10 +75,12 @@ async def page_of(worker: Worker) -> str:
     return page.text
 
 
-async def run_tasks(url: str, task_type: str, count: int) -> None:
+async def run_tasks(worker: Worker, url: str, task_type: str, count: int) -> None:
+    """Run some, until they have ended, which is somewhat later than their result is known."""
     async with Client(url, plugins=[]) as client, asyncio.timeout(BOUND_S):
         runs = [await client.submit(task_type, "hello") for _ in range(count)]
         await asyncio.gather(*(run.result() for run in runs))
+    await eventually(lambda: worker.stats().completed == count)
 
 
 # ----------------------------------------------------------------------------- one worker
@@ -87,7 +89,7 @@ async def run_tasks(url: str, task_type: str, count: int) -> None:
 async def test_worker_shows_what_it_has_done(shared_server: EmbeddedServer) -> None:
     worker, task_type = worker_at(shared_server.url, worker_id="w-1")
     async with worker:
-        await run_tasks(shared_server.url, task_type, 3)
+        await run_tasks(worker, shared_server.url, task_type, 3)
         families = read(await page_of(worker))
     labels = {"dagnats_task_type": task_type, "dagnats_outcome": "completed", "worker": "w-1"}
     assert total(families[TASKS], **labels) == 3
@@ -119,7 +121,7 @@ async def test_pages_that_are_asked_for_at_the_same_time_are_all_complete(
 ) -> None:
     worker, task_type = worker_at(shared_server.url)
     async with worker:
-        await run_tasks(shared_server.url, task_type, 1)
+        await run_tasks(worker, shared_server.url, task_type, 1)
         pages = await asyncio.gather(*(page_of(worker) for _ in range(8)))
     families = [read(page) for page in pages]
     assert [total(one[TASKS], dagnats_outcome="completed") for one in families] == [1] * 8
@@ -216,11 +218,14 @@ async def test_one_page_is_for_all_processes(shared_server: EmbeddedServer, tmp_
                 found = await asyncio.gather(*(one.result() for one in runs))
                 seen |= {one["worker"] for one in found}
                 count += len(runs)
-        page = await run.get("/metrics")
-        assert (page.status, page.headers["Content-Type"]) == (200, CONTENT_TYPE)
-        families = read(page.text)
         labels = {"dagnats_task_type": f"{run.task_type}-who", "dagnats_outcome": "completed"}
-        parts = [total(families[TASKS], worker=worker, **labels) for worker in sorted(seen)]
+        parts: list[float] = []
+        async with asyncio.timeout(BOUND_S):
+            while sum(parts) < count:  # a result is known somewhat before its task has ended
+                page = await run.get("/metrics")
+                assert (page.status, page.headers["Content-Type"]) == (200, CONTENT_TYPE)
+                if tasks := read(page.text).get(TASKS):
+                    parts = [total(tasks, worker=worker, **labels) for worker in sorted(seen)]
         assert sum(parts) == count
         assert all(parts)
         run.signal()

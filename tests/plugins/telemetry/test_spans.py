@@ -362,7 +362,7 @@ async def test_one_plugin_serves_two_workers_and_a_client() -> None:
 
 
 class Outside(Plugin[None]):
-    """Looks at what is there when the telemetry of a task has ended."""
+    """Looks at what is there when the telemetry of a task has ended, and the task has not."""
 
     name = "outside"
     before = ("telemetry",)
@@ -385,9 +385,12 @@ async def test_nothing_of_a_task_is_left_when_it_has_ended() -> None:
     traces, outside = Traces(), Outside()
     plugin = traces.plugin()
     async with WorkerHarness({"greet": hello}, plugins=[plugin, outside]) as h:
-        await h.run("greet")
-        assert outside.left == [(False, "")]
+        result = await h.run("greet")
+        assert outside.left == [(False, result.run_id)]
         assert not plugin._spans._active
+    record = logging.makeLogRecord({})
+    TaskFilter().filter(record)
+    assert (record.__dict__["run_id"], record.__dict__["trace_id"]) == ("", "")
 
 
 class Again(Plugin[None]):

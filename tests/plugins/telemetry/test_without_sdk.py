@@ -6,9 +6,12 @@ Fake: the NATS server, which is in memory; that the SDK is installed is hidden.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
+import telemetry_handlers
 from cli_support import environment
 from telemetry_support import TRACEPARENT
 
@@ -38,12 +41,12 @@ async def hello(ctx: TaskContext) -> str:
 """
 
 
-def run(code: str) -> subprocess.CompletedProcess[str]:
+def run(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", PROLOGUE + code],
         capture_output=True,
         text=True,
-        env=environment(),
+        env=environment(**variables),
         timeout=BOUND_S,
         check=False,
     )
@@ -63,6 +66,76 @@ asyncio.run(main())
 """)
     assert done.stderr == ""
     assert done.stdout.splitlines() == ["True", "True", "[]"]
+
+
+def test_worker_calls_no_hook_of_the_plugin_for_a_task() -> None:
+    done = run("""
+from dagnats_worker import Worker
+from dagnats_worker.testing import MemoryTransport
+
+async def main() -> None:
+    worker = Worker(MemoryTransport(), plugins=[TelemetryPlugin()])
+    worker.handle("greet", hello)
+    async with worker:
+        hooks = worker._hooks
+        print(hooks.task_scope, hooks.pre_publish, hooks.on_error)
+
+asyncio.run(main())
+""")
+    assert (done.stdout, done.stderr) == ("() () ()\n", "")
+
+
+def test_trace_goes_through_what_a_handler_submits() -> None:
+    done = run("""
+from dagnats_worker import Client, Worker
+from dagnats_worker.testing import MemoryServer, MemoryTransport
+from opentelemetry import baggage, context
+
+server = MemoryServer()
+
+async def ask(ctx: TaskContext) -> dict:
+    client = Client(MemoryTransport(server), plugins=[TelemetryPlugin()])
+    context.attach(baggage.set_baggage("of", "the handler"))
+    async with client:
+        return await (await client.submit("look")).result()
+
+async def look(ctx: TaskContext) -> dict:
+    return {name: ctx.headers.get(name) for name in ("traceparent", "tracestate", "baggage")}
+
+async def main() -> None:
+    worker = Worker(MemoryTransport(server), plugins=[TelemetryPlugin()])
+    worker.handle("ask", ask)
+    worker.handle("look", look)
+    async with Client(MemoryTransport(server), plugins=[]) as client, worker:
+        headers = {"traceparent": TRACEPARENT, "tracestate": "a=b"}
+        result = await (await client.submit("ask", headers=headers)).result()
+        print(result == headers | {"baggage": "of=the+handler"})
+        result = await (await client.submit("ask")).result()
+        print(result == {"traceparent": None, "tracestate": None, "baggage": "of=the+handler"})
+
+asyncio.run(main())
+""")
+    assert (done.stdout, done.stderr) == ("True\nTrue\n", "")
+
+
+def test_process_of_a_handler_is_told_which_task_it_runs() -> None:
+    code = """
+import telemetry_handlers
+
+async def main() -> None:
+    harness = WorkerHarness({}, plugins=[TelemetryPlugin()])
+    harness.worker.handle(
+        "look", telemetry_handlers.look, executor="process", concurrency=1
+    )
+    async with harness:
+        result = await harness.run("look", "hello", headers={"traceparent": TRACEPARENT})
+        print(result.output["run_id"] == result.run_id, result.output["trace_id"])
+
+asyncio.run(main())
+"""
+    folders = (environment()["PYTHONPATH"], str(Path(telemetry_handlers.__file__).parent))
+    done = run(code, PYTHONPATH=os.pathsep.join(folders))
+    assert (done.stdout, done.stderr) == (f"True {TRACEPARENT[3:35]}\n", "")
 
 
 def test_log_records_say_which_task_they_belong_to() -> None:
