@@ -83,7 +83,8 @@ def _is_sure(inflight: InFlight, verdict: Ack | Nak | Term) -> bool:
 
     Waiting for one holds a slot, and costs as much as a fifth of a small task.
     """
-    delivery = inflight.delivery
-    once = delivery.deliveries == 1 and not delivery.doubtful
+    delivery, execution = inflight.delivery, inflight.execution
+    begun_by_us = execution is not None and execution.opens_run
+    once = delivery.deliveries == 1 and (begun_by_us or not delivery.doubtful)
     is_ack = isinstance(verdict, Ack)
     return is_ack and once and not inflight.source.fenced and not inflight.lease_may_have_lapsed

@@ -19,6 +19,7 @@ from dagnats_worker._outcome import Failed
 from dagnats_worker._protocol import HEADER_MSG_ID, STEP_CONTINUE, STEP_FAILED, decode_task
 from dagnats_worker._redelivery import Past, read_past
 from dagnats_worker._snapshot import COMPLETED, StepState, decode_snapshot
+from dagnats_worker._transport import StoredEvent
 from dagnats_worker.errors import DecodeError
 
 logger = logging.getLogger("dagnats_worker.dispatcher")
@@ -93,12 +94,7 @@ class Arrivals:
 
     async def _look_back(self, execution: Execution) -> Verdict | None:
         task = execution.task
-        events = await execution.environment.transport.history(
-            task.run_id,
-            since_ns=execution.dispatched_ns,
-            limit=self._config.history_events_max,
-        )
-        past = read_past(events, task.step_id)
+        past = read_past(await self._history(execution), task.step_id)
         execution.seen_sequence = past.last_sequence
         execution.last_delivery = past.last_delivery
         if past.outcome is not None:
@@ -118,6 +114,19 @@ class Arrivals:
         if past.crashes >= self._config.max_deliveries:
             self._give_up(execution, past)
         return None
+
+    async def _history(self, execution: Execution) -> list[StoredEvent]:
+        """The events since the task was dispatched."""
+        run_id = execution.task.run_id
+        is_first = execution.delivery.deliveries == 1 and not execution.was_kept
+        if is_first and not await self._cancellations.has_history(run_id):
+            execution.opens_run = execution.delivery.doubtful
+            return []  # the usual answer, and much cheaper than to read that there is nothing
+        return await execution.environment.transport.history(
+            run_id,
+            since_ns=execution.dispatched_ns,
+            limit=self._config.history_events_max,
+        )
 
     async def _already_done(self, execution: Execution, past: Past) -> Verdict:
         """Ack, after doing what a crash between the outcome and the ack may have left undone."""

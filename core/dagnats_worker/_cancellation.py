@@ -58,7 +58,10 @@ class Lookup:
         self._task: asyncio.Task[None] | None = None
 
     def newest(self, subject: str) -> asyncio.Future[bytes | None]:
-        """Done with the newest message of a subject, or None where there is none or no answer."""
+        """Done with the newest message of a subject, or None where there is none.
+
+        It fails with ``TransportError`` where nobody answers.
+        """
         future: asyncio.Future[bytes | None] = self._loop.create_future()
         self._waiting.append((subject, future))
         if self._task is None:
@@ -69,12 +72,15 @@ class Lookup:
         while self._waiting:
             batch = self._waiting[: self._batch_max]
             del self._waiting[: self._batch_max]
-            found: Mapping[str, bytes] = {}
+            subjects = list({subject for subject, _ in batch})
             try:
-                subjects = list({subject for subject, _ in batch})
                 found = await self._transport.newest(self._stream, subjects)
             except TransportError as error:
-                logger.warning("cannot tell which runs are cancelled, going on: %s", error)
+                logger.warning("cannot look up what became of %d runs: %s", len(subjects), error)
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
             for subject, future in batch:
                 if not future.done():
                     future.set_result(found.get(subject))
@@ -89,7 +95,7 @@ class Cancellations:
         self._config = config
         self._fresh_ns = int(config.fresh_for.total_seconds() * 1e9)
         self._snapshots = Lookup(transport, RUNS_STREAM, config.cancel_lookups_max)
-        self._requests = Lookup(transport, HISTORY_STREAM, config.cancel_lookups_max)
+        self._events = Lookup(transport, HISTORY_STREAM, config.cancel_lookups_max)
         self._watches: dict[str, tuple[list[InFlight], Callable[[], Awaitable[None]]]] = {}
         self._unasked: set[str] = set()  # watched, and nobody has looked for earlier requests yet
         self.with_engine = True
@@ -112,12 +118,26 @@ class Cancellations:
                 return snapshot_is_cancelled(snapshot)
         if execution.marked_managed:
             return False
-        newest = await self._requests.newest(history_subject(run_id))
+        try:
+            newest = await self._events.newest(history_subject(run_id))
+        except TransportError:
+            return False
         return newest is not None and event_is_cancel(newest)
 
-    def snapshot(self, run_id: str) -> asyncio.Future[bytes | None]:
+    async def snapshot(self, run_id: str) -> bytes | None:
         """The engine's snapshot of a run; None where there is none, or no answer."""
-        return self._snapshots.newest(run_key_subject(run_id))
+        try:
+            return await self._snapshots.newest(run_key_subject(run_id))
+        except TransportError:
+            return None
+
+    async def has_history(self, run_id: str) -> bool:
+        """Whether there is any event of a run; asked once for all runs that are looked up together.
+
+        Raises:
+            TransportError: Nobody can tell.
+        """
+        return await self._events.newest(history_subject(run_id)) is not None
 
     # ------------------------------------------------------------------ running handlers
 

@@ -104,7 +104,8 @@ class Events:
         event = self._event(execution, STEP_STARTED, ABSENT)
         event.attempt_number = execution.attempt
         message_id = self._id(execution, STEP_STARTED)
-        execution.started = await self._send(execution, event, message_id)
+        first = 0 if execution.opens_run else None
+        execution.started = await self._send(execution, event, message_id, first)
         again = execution.delivery.deliveries > 1  # it may kill its worker, and that is to count
         if again or self._config.confirm_start or execution.inflight.source.fenced:
             await self.confirm_started(execution)
@@ -118,7 +119,14 @@ class Events:
         sending = execution.started
         if sending is None or execution.started_sequence:
             return
-        stored = await self._stored(sending)
+        try:
+            stored = await self._stored(sending)
+        except PublishError as error:
+            if not execution.opens_run or error.code not in WRONG_LAST_SEQUENCE:
+                raise
+            execution.opens_run = False  # somebody was faster; who has the task is seen at its end
+            del sending.headers[EXPECTED_SEQUENCE]
+            stored = await self.store(sending.subject, sending.data, sending.headers)
         if stored.duplicate and not sending.resent:
             # An older start holds the id within the dedup window, and ours is not there.
             sending.headers[HEADER_MSG_ID] += _distinct()
@@ -139,7 +147,7 @@ class Events:
         run_id = execution.task.run_id
         # Outcomes of one run break each other's fences, so they do not even try at the same time.
         async with self._fences.setdefault(run_id, asyncio.Lock()):
-            if execution.shared:
+            if execution.shared and not execution.opens_run:
                 # Our start may have been stored late, after what somebody else has done meanwhile.
                 newest = await self._newer(execution, message_id, execution.seen_sequence)
                 if newest is None:
@@ -153,7 +161,7 @@ class Events:
         for _ in range(FENCE_ATTEMPTS_MAX):
             duplicate = False
             try:
-                sending = await self._send(execution, event, message_id, expected)
+                sending = await self._send(execution, event, message_id, expected or None)
                 duplicate = (await self._stored(sending)).duplicate
             except PublishError as error:
                 if error.code not in WRONG_LAST_SEQUENCE:
@@ -266,7 +274,7 @@ class Events:
     # ------------------------------------------------------------------ getting it stored
 
     async def _send(
-        self, execution: Execution, event: Event, message_id: str, expected: int = 0
+        self, execution: Execution, event: Event, message_id: str, expected: int | None = None
     ) -> Sending:
         subject = history_subject(event.run_id)
         headers = execution.trace_headers()
@@ -280,7 +288,7 @@ class Events:
             event.trace_parent = headers.get("traceparent", "")
             event.trace_state = headers.get("tracestate", "")
         headers[HEADER_MSG_ID] = message_id
-        if expected:
+        if expected is not None:
             headers[EXPECTED_SEQUENCE] = str(expected)
         data = encode_event(event)
         future = await self._transport.publish(subject, data, headers)

@@ -151,7 +151,9 @@ def test_distribution_is_declared_like_the_others(plugin: Distribution) -> None:
 def test_matrix_has_an_environment_with_the_plugin_alone(plugin: Distribution) -> None:
     matrix = (PROJECT / "tox.ini").read_text("utf-8")
     assert f"-e ./plugins/{plugin.name}" in matrix
-    assert re.search(rf"^    {plugin.name}: pytest .*tests/plugins/{plugin.name} ", matrix, re.M)
+    assert re.search(
+        rf"^    {plugin.name}: pytest .*tests/plugins/{plugin.name} ", matrix, re.MULTILINE
+    )
 
 
 @each_plugin

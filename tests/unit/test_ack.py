@@ -131,6 +131,15 @@ async def test_ack_of_a_message_that_only_we_were_given_is_not_waited_for() -> N
     assert [how for how, _, _ in wire.sent] == ["send"]
 
 
+async def test_ack_of_a_doubtful_message_is_not_waited_for_where_nobody_else_had_begun_it() -> None:
+    wire, inflight = Wire(), held(confirm_leases=True)
+    doubtful(inflight)
+    assert inflight.execution is not None
+    inflight.execution.opens_run = True
+    await settled(Ack(), wire, inflight)
+    assert [how for how, _, _ in wire.sent] == ["send"]
+
+
 @pytest.mark.parametrize("verdict", [Nak(), Term("no")])
 async def test_source_that_confirms_leases_has_all_else_confirmed(verdict: Nak | Term) -> None:
     wire = Wire()

@@ -183,6 +183,12 @@ async def test_members_come_and_go_and_nothing_is_repeated(
     assert all(in_order(history[run_id], steps) for run_id in names)
 
 
+async def pulls_no_more(nc: NatsClient, kind: str, name: str) -> bool:
+    """Whether a member has begun to let go: its consumer is there, and nobody asks it."""
+    info = await JetStreamApi(nc).consumer(group_stream(TASK_STREAM, group_name(kind)), name)
+    return info is not None and not info.get("num_waiting")
+
+
 async def test_partition_is_kept_until_its_handler_has_ended(
     shared_server: EmbeddedServer, nc: NatsClient
 ) -> None:
@@ -203,6 +209,7 @@ async def test_partition_is_kept_until_its_handler_has_ended(
             await entered.wait()
         async with member(shared_server.url, kind, quick, "m1", partitions=1):
             # The first name now is m1, which owns the only partition as soon as it can have it.
+            await eventually(lambda: pulls_no_more(nc, kind, "m2"))
             await publish(nc, kind, [run_id], steps=2)
             long = SETTINGS.ack_wait.total_seconds() * 3
             with pytest.raises(AssertionError):
