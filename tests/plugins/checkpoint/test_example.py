@@ -5,12 +5,10 @@ Method: the example as its reader runs it, and its whole output. Real: all of it
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from cli_support import environment
+from example_support import printed
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "plugins" / "checkpoint.py"
 OUTPUT = """\
@@ -30,13 +28,4 @@ begins at row 4
 @pytest.mark.server
 @pytest.mark.usefixtures("server_installed")
 def test_example_does_what_it_says() -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(EXAMPLE)],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == OUTPUT
+    assert printed(EXAMPLE) == OUTPUT

@@ -6,17 +6,14 @@ Fake: nothing.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from cli_support import environment
+from example_support import printed
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("server_installed")]
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "plugins" / "singleton.py"
-BOUND_S = 60
 
 OUTPUT = """\
 teller-1 booked 10 times; the balance is 55
@@ -29,13 +26,4 @@ teller-3 has stopped
 
 
 def test_example_does_what_it_says() -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(EXAMPLE)],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=BOUND_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == OUTPUT
+    assert printed(EXAMPLE) == OUTPUT

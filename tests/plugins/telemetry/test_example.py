@@ -5,12 +5,10 @@ Method: the example as its reader runs it, and its whole output. Real: all of it
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from cli_support import environment
+from example_support import printed
 
 PROJECT = Path(__file__).parents[3]
 EXAMPLE = PROJECT / "examples" / "plugins" / "telemetry.py"
@@ -30,16 +28,7 @@ checkout
 @pytest.mark.server
 @pytest.mark.usefixtures("server_installed")
 def test_example_does_what_it_says() -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(EXAMPLE)],
-        capture_output=True,
-        text=True,
-        env=environment(PYTHONIOENCODING="utf-8"),
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"label of lamp\ntraces: 1\n{TREE}"
+    assert printed(EXAMPLE) == f"label of lamp\ntraces: 1\n{TREE}"
 
 
 def test_page_shows_what_the_example_draws() -> None:

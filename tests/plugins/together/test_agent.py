@@ -6,17 +6,14 @@ workers and the signals that kill them. Fake: the human, and the model.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from cli_support import environment
+from example_support import printed
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("server_installed")]
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "plugins" / "agent.py"
-BOUND_S = 120
 
 OUTPUT = """\
 worker 1: turn 0: plans to read 3 sources
@@ -33,13 +30,4 @@ Who paid for the bridge? After 3 sources: the guild of millers
 
 
 def test_agent_that_loses_its_workers_finishes() -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(EXAMPLE)],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=BOUND_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == OUTPUT
+    assert printed(EXAMPLE) == OUTPUT

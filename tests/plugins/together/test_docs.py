@@ -7,17 +7,14 @@ servers. Fake: nothing.
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 
 import pytest
-from cli_support import environment
 from docs_pages import DOCS, ROOT, Block, all_blocks
+from example_support import printed
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("server_installed")]
 
 FOLDER = "examples/plugins/"
-BOUND_S = 120
 PROGRAMS = [
     block for block in all_blocks() if block.attributes.get("output", "").startswith(FOLDER)
 ]
@@ -25,18 +22,9 @@ PROGRAMS = [
 
 @pytest.mark.parametrize("block", PROGRAMS, ids=lambda block: block.where)
 def test_program_prints_what_the_page_shows(block: Block) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(ROOT / block.attributes["output"])],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=BOUND_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    output = printed(ROOT / block.attributes["output"])
     parts = (re.escape(part) for part in block.text.split("..."))
-    assert re.fullmatch(".*".join(parts), done.stdout), done.stdout
+    assert re.fullmatch(".*".join(parts), output), output
 
 
 def test_every_plugin_has_a_page_that_shows_its_example() -> None:
