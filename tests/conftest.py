@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 
 import pytest
 from clean_venv import CleanVenv
@@ -16,6 +16,16 @@ from dagnats_worker._embedded import EmbeddedServer
 from dagnats_worker._jetstream.provision import provision
 from dagnats_worker._server_process import find_server
 from dagnats_worker.errors import StartError
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A report goes to another process as UTF-8, and some tests log what is not."""
+    report = yield
+    report.sections = [
+        (title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections
+    ]
+    return report
 
 
 @pytest.fixture(scope="session")
