@@ -134,7 +134,8 @@ class Screen:
 
     @property
     def lines(self) -> list[str]:
-        return [line.rstrip() for line in ANSI.sub("", self.raw).replace("\r", "").split("\n")]
+        written = (line.rstrip() for line in ANSI.sub("", self.raw).split("\n"))
+        return [line.rpartition("\r")[2] for line in written]  # a spinner writes over itself
 
 
 def on_terminal(*arguments: str, columns: int = 80, rows: int = 24, **variables: str) -> Screen:
