@@ -1,6 +1,6 @@
 """What it costs to split a task type into partitions, against the plain consumer, in one run.
 
-    python tests/benchmarks/partitions.py --tasks 10000 --concurrency 256 --repeat 5
+    python tests/benchmarks/partitions.py --tasks 25000 --concurrency 256 --repeat 5
 
 Loops:
     plain: The durable that all workers share.
