@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -16,7 +17,12 @@ from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
 from dagnats_worker._config import WorkerConfig
-from dagnats_worker._jetstream.connection import Connection, check_server, open_connection
+from dagnats_worker._jetstream.connection import (
+    Connection,
+    check_server,
+    open_connection,
+    without_secrets,
+)
 from dagnats_worker._jetstream.consumers import Consumers
 from dagnats_worker._jetstream.direct import subscribe
 from dagnats_worker._jetstream.key_value import Bucket
@@ -31,6 +37,9 @@ from dagnats_worker.errors import ConnectError, TransportError, describe
 logger = logging.getLogger("dagnats_worker.connection")
 
 HANDED_OVER_LOOK_EVERY_S = 0.1
+
+_url = re.compile(r"((nats|tls|wss?)://)?[^\s/]+(/(?!/)\S*)?")
+"""As nats-py reads it: the scheme and the port may be left out."""
 
 
 class JetStreamTransport:
@@ -185,11 +194,22 @@ async def connect(
 
 
 def urls_of(connection: str | Sequence[str] | None, config: WorkerConfig) -> list[str]:
-    """The servers to try, in order."""
+    """The servers to try, in order.
+
+    Raises:
+        ConnectError: One of them cannot be a server; says how to write one.
+    """
     if connection is None:
         connection = config.urls
     urls = connection.split(",") if isinstance(connection, str) else list(connection)
-    return [url.strip() for url in urls if url.strip()]
+    found = [url.strip() for url in urls if url.strip()]
+    for url in found:
+        if not _url.fullmatch(url):
+            raise ConnectError(
+                f"{without_secrets(url)!r} is not the URL of a server; write for example "
+                "nats://127.0.0.1:4222, in --url, in NATS_URL or in the code"
+            )
+    return found
 
 
 async def _leases(

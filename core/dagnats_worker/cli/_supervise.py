@@ -129,7 +129,9 @@ class Supervisor:
                 keepers = [asyncio.create_task(self._never_fails(self._keep(n))) for n in numbers]
                 recycling = asyncio.create_task(self._never_fails(self._recycle()))
                 await self._stop.asked.wait()
-                logger.info("stopping %s", counted(len(self._children), "process", "processes"))
+                if self._children:
+                    left = counted(len(self._children), "process", "processes")
+                    logger.info("stopping %s", left)
                 recycling.cancel()
                 await asyncio.gather(*keepers)
         return self._exit_code()
